@@ -1,0 +1,1 @@
+"""Where Prefect, data and engine meet: the tasks of the flows and what they share."""
