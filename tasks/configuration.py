@@ -1,0 +1,163 @@
+"""Where the settings of a run come from: command line over environment over configuration file over default.
+
+Whatever is wrong becomes one line that names the setting, where it was set and what would be right, before anything is
+started. What the settings are is the business of tasks.settings.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+from pydantic import ValidationError
+
+from data.errors import InputError
+from tasks.settings import Settings, reference
+
+ENVIRONMENT_PREFIX = "OVERNIGHT_"
+
+
+def load_settings(
+    config: Path | None,
+    overrides: Mapping[str, Mapping[str, Any]] | None = None,
+    sets: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
+) -> Settings:
+    """The settings of a run.
+
+    Args:
+        config: a TOML file, or None for defaults alone.
+        overrides: values of named command-line options, by section and key.
+        sets: `section.key=value` texts, each read by the key's type; later ones win.
+        environment: os.environ unless given.
+
+    Raises:
+        InputError: a key or value is wrong; the message names it and where it was set.
+    """
+    merged: dict[str, dict[str, Any]] = {}
+    sources: dict[str, str] = {}
+    layers = [
+        (str(config), _read_file(config) if config else {}),
+        ("environment", dict(_from_environment(os.environ if environment is None else environment))),
+        ("--set", _from_sets(sets)),
+        ("command line", overrides or {}),
+    ]
+    for origin, layer in layers:
+        for section, values in layer.items():
+            _check_section(section, values, origin)
+            for key, value in values.items():
+                _check_key(section, key, origin)
+                merged.setdefault(section, {})[key] = value
+                sources[f"{section}.{key}"] = origin
+    return _validate(merged, sources)
+
+
+def set_explicitly(settings: Settings) -> dict[str, dict[str, Any]]:
+    """What was given rather than defaulted, by section and key: the overrides a flow's parameters carry."""
+    given = settings.model_dump(exclude_unset=True, by_alias=True)
+    return {section: values for section, values in given.items() if values}
+
+
+def _validate(merged: Mapping[str, Mapping[str, Any]], sources: Mapping[str, str]) -> Settings:
+    try:
+        settings = Settings.model_validate(merged)
+    except ValidationError as error:
+        raise InputError("; ".join(_explain(problem, sources) for problem in error.errors())) from None
+    for setting in reference():
+        value = merged.get(setting.section, {}).get(setting.key, setting.default)
+        if not setting.built and value != setting.default:
+            raise InputError(
+                f"{setting.name} = {value!r} (from {sources[setting.name]}) is not supported yet: leave it unset"
+            )
+    return settings
+
+
+def _explain(problem: Any, sources: Mapping[str, str]) -> str:
+    location = [str(part) for part in problem["loc"]]
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    name = ".".join(location[:2])
+    if len(location) < 2:
+        return message
+    origin = sources.get(name)
+    value = json.dumps(problem["input"], default=str)
+    shown = value if len(value) <= 60 else value[:57] + "..."
+    return f"{name}: {message[0].lower()}{message[1:]}, not {shown}" + (f" (from {origin})" if origin else "")
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"configuration file {path} does not exist") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"configuration file {path} is not valid TOML: {error}") from None
+    except OSError as error:
+        raise InputError(f"configuration file {path} cannot be read: {error.strerror}") from None
+
+
+def _from_environment(environment: Mapping[str, str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    layer: dict[str, dict[str, Any]] = {}
+    for variable, text in environment.items():
+        if not variable.startswith(ENVIRONMENT_PREFIX) or "__" not in variable:
+            continue
+        section, _, key = variable.removeprefix(ENVIRONMENT_PREFIX).lower().partition("__")
+        _check_section(section, {}, f"environment variable {variable}")
+        layer.setdefault(section, {})[key] = _read_value(section, key, text, f"environment variable {variable}")
+    yield from layer.items()
+
+
+def _from_sets(sets: Sequence[str]) -> dict[str, dict[str, Any]]:
+    layer: dict[str, dict[str, Any]] = {}
+    for text in sets:
+        name, equals, value = text.partition("=")
+        section, dot, key = name.strip().partition(".")
+        if not (equals and dot):
+            raise InputError(f"--set {text!r} is not of the form section.key=value")
+        _check_section(section, {}, "--set")
+        layer.setdefault(section, {})[key] = _read_value(section, key, value, "--set")
+    return layer
+
+
+def _check_section(section: str, values: Any, origin: str) -> None:
+    if section not in Settings.model_fields:
+        raise InputError(f"unknown section [{section}] (from {origin}){_nearest(section, Settings.model_fields)}")
+    if not isinstance(values, Mapping):
+        raise InputError(f"[{section}] (from {origin}) is a section, not a value")
+
+
+def _check_key(section: str, key: str, origin: str) -> None:
+    names = [setting.name for setting in reference()]
+    if f"{section}.{key}" not in names:
+        raise InputError(f"unknown setting {section}.{key} (from {origin}){_nearest(f'{section}.{key}', names)}")
+
+
+def _nearest(name: str, names: Any) -> str:
+    near = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    return f": did you mean {near[0]}?" if near else ""
+
+
+def _read_value(section: str, key: str, text: str, origin: str) -> Any:
+    """A text from the command line or environment, read by its key's type: a string as it is, all else as TOML."""
+    _check_key(section, key, origin)
+    annotation = next(setting.annotation for setting in reference() if setting.name == f"{section}.{key}")
+    kinds = [kind for kind in _alternatives(annotation) if kind is not NoneType]
+    takes_text = any(kind is str or get_origin(kind) is Literal for kind in kinds)
+    structured = any(get_origin(kind) in (tuple, dict) for kind in kinds)
+    if takes_text and not (structured and text.lstrip().startswith("[")):
+        return text
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        if any(get_origin(kind) is tuple for kind in kinds):
+            return [part.strip() for part in text.split(",") if part.strip()]
+        return text
+
+
+def _alternatives(annotation: Any) -> tuple[Any, ...]:
+    return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)

@@ -1,0 +1,111 @@
+"""All settings of a run in one frozen object.
+
+The sections that data and engine read live beside their readers; this module adds the sections of the tasks themselves
+and composes them. `reference` lists every setting with its description for whoever prints them. Files, environment and
+precedence are the business of tasks.configuration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field
+
+from data.settings import InputSettings, JobSettings, OutputSettings, Section
+from engine.settings import EngineSettings, ModelSettings, SamplingSettings
+
+
+class WorkersSettings(Section):
+    """The processes that hold the model."""
+
+    dp_degree: int = Field(4, ge=1, description="Model replicas side by side, one device each.")
+    tp_degree: int = Field(1, ge=1, description="Devices that share one replica.")
+    backend: Literal["local", "ray"] = Field("local", description="Processes of this machine, or Ray actors.")
+    retries: int = Field(3, ge=0, description="How often the shards of a dead worker are tried again.")
+    stall_timeout: float = Field(600.0, gt=0, description="Seconds without progress after which a worker is replaced.")
+    hourly_price: float = Field(0.0, ge=0, description="Price of one device for an hour, for estimates.")
+
+
+class CacheSettings(Section):
+    """Answers of earlier runs."""
+
+    enabled: bool = Field(False, description="Take answers from earlier runs, and keep those of this one.")
+    path: str | None = Field(None, description="Folder of the cache.")
+    max_bytes: int = Field(10 * 2**30, ge=0, description="Size above which old answers are dropped.")
+
+
+class ScheduleSettings(Section):
+    """When to stop, and what goes first."""
+
+    deadline: str | None = Field(None, description="A duration, or an ISO time with a zone; a partial result then.")
+    priority: str | None = Field(None, description="A column or expression; higher values are answered first.")
+
+
+class Settings(Section):
+    """Every setting of a run."""
+
+    input: InputSettings = Field(default_factory=lambda: InputSettings())
+    job: JobSettings = Field(default_factory=lambda: JobSettings())
+    model: ModelSettings = Field(default_factory=lambda: ModelSettings())
+    sampling: SamplingSettings = Field(default_factory=lambda: SamplingSettings())
+    engine: EngineSettings = Field(default_factory=lambda: EngineSettings())
+    workers: WorkersSettings = Field(default_factory=lambda: WorkersSettings())
+    output: OutputSettings = Field(default_factory=lambda: OutputSettings())
+    cache: CacheSettings = Field(default_factory=lambda: CacheSettings())
+    schedule: ScheduleSettings = Field(default_factory=lambda: ScheduleSettings())
+
+
+# Names that are part of the contract while what they switch is not built: accepted at their default alone.
+NOT_BUILT = (
+    "job.schema",
+    "job.budget",
+    "model.quantization",
+    "model.adapter",
+    "engine.kv_dtype",
+    "engine.gradient_checkpointing",
+    "workers.tp_degree",
+    "workers.backend",
+    "workers.hourly_price",
+    "cache.enabled",
+    "cache.path",
+    "cache.max_bytes",
+    "schedule.deadline",
+    "schedule.priority",
+)
+
+
+class Setting(BaseModel):
+    """One line of the reference: a key, its type, default and description."""
+
+    section: str
+    key: str
+    annotation: Any
+    default: Any
+    description: str
+
+    @property
+    def name(self) -> str:
+        """The dotted name, as in `--set section.key=value`."""
+        return f"{self.section}.{self.key}"
+
+    @property
+    def built(self) -> bool:
+        """False if only the default is accepted so far."""
+        return self.name not in NOT_BUILT
+
+
+def reference() -> Iterator[Setting]:
+    """Every setting in the order of the sections, the one source of `--help`, config.toml and docs/configuration.md."""
+    for section, section_field in Settings.model_fields.items():
+        model = section_field.annotation
+        assert isinstance(model, type)
+        assert issubclass(model, BaseModel)
+        for field_name, field in model.model_fields.items():
+            yield Setting(
+                section=section,
+                key=field.alias or field_name,
+                annotation=field.annotation,
+                default=field.get_default(call_default_factory=True),
+                description=field.description or "",
+            )
