@@ -1,0 +1,19 @@
+"""The errors a user can meet, one class for each exit status of the command line.
+
+Every message is one line that names the bad thing (file, row, setting) and the remedy, and never holds text of a row.
+Faults of single rows are not errors: they travel as `data.rows.BadRow` and are published as error rows.
+"""
+
+from __future__ import annotations
+
+
+class InputError(ValueError):
+    """A setting, an input or a model is wrong; nothing was started (exit status 2)."""
+
+
+class RunError(RuntimeError):
+    """The run failed after it had started; finished work is kept (exit status 1)."""
+
+
+class Held(RuntimeError):
+    """Another driver holds the lock of the run or of the output (exit status 4)."""
