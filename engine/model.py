@@ -1,0 +1,94 @@
+"""Loading a transformers model for this engine: safetensors only, our attention, every weight accounted for.
+
+The model definition is transformers' own, so any architecture whose attention goes through the attention interface
+runs. What the engine cannot run correctly (recurrent state, chunked attention, encoder-decoder) is refused here by
+name, because the attention function alone would not notice. Checking the files of a checkpoint is left to the caller.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
+
+from engine import attention
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_LAYER_TYPES = {"full_attention", "sliding_attention"}
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The dtype of weights and activations: "auto" is float32 on CPU, bfloat16 on a GPU (float16 before Ampere).
+
+    Raises ValueError for another name than auto, float32, bfloat16, float16.
+    """
+    if name == "auto":
+        if device.type != "cuda":
+            return torch.float32
+        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+    if name not in _DTYPES:
+        raise ValueError(f"engine.dtype = {name!r} is unknown; use auto, {', '.join(_DTYPES)}")
+    return _DTYPES[name]
+
+
+def load_model(
+    path: str | Path,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    head: bool = True,
+) -> PreTrainedModel:
+    """Load the checkpoint in folder (or hub id) `path` in eval mode, weights in `dtype` on `device`.
+
+    With `head` the model has its language-model head, else it ends with the last hidden state. A local folder is
+    loaded without any network access. Raises ValueError for an architecture the engine cannot run and for weights
+    missing from the files; OSError from transformers where files are missing.
+    """
+    common: dict[str, Any] = {
+        "revision": revision or "main",
+        "trust_remote_code": trust_remote_code,
+        "local_files_only": Path(path).is_dir(),
+    }
+    config = AutoConfig.from_pretrained(str(path), **common)
+    _check_config(config)
+    loader: Any = AutoModelForCausalLM if head else AutoModel
+    model, loading = loader.from_pretrained(
+        str(path),
+        config=config,
+        dtype=dtype,
+        use_safetensors=True,
+        attn_implementation=attention.NAME,
+        output_loading_info=True,
+        **common,
+    )
+    assert isinstance(model, PreTrainedModel)
+    _check_model(model)
+    # An encoder checkpoint may lack the pooler that its class defines and that no kind of job reads.
+    missing = sorted(name for name in loading["missing_keys"] if "pooler" not in name)
+    if missing:
+        raise ValueError(f"model.path {path}: {len(missing)} weights are missing from the files, first {missing[0]}")
+    model.requires_grad_(False)
+    model.train(False)
+    torch.nn.Module.to(model, device)
+    return model
+
+
+def _check_config(config: Any) -> None:
+    if getattr(config, "is_encoder_decoder", False):
+        raise ValueError(f"model type {config.model_type} is an encoder-decoder; a decoder-only model is needed")
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    unknown = sorted(set(getattr(text, "layer_types", None) or ()) - _LAYER_TYPES)
+    if unknown:
+        raise ValueError(f"model type {config.model_type} has layers of type {', '.join(unknown)}: not supported")
+
+
+def _check_model(model: PreTrainedModel) -> None:
+    name = type(model).__name__
+    if getattr(model, "_is_stateful", False):
+        raise ValueError(f"{name} keeps a recurrent state beside attention, which this engine does not support")
+    if not getattr(model, "_supports_attention_backend", False):
+        raise ValueError(f"{name} does not use transformers' attention interface, so this engine cannot run it")
