@@ -1,10 +1,10 @@
 """The token trie of a closed set of choices.
 
-To rate every choice behind one prompt, the choices' tokens are appended to it once, as the nodes of a trie: a node stands
-right behind its parent, at position prompt length + depth, and sees the prompt, its ancestors and itself. One prefill then
-holds the prediction after every prefix of every choice, at the cost of the distinct prefixes rather than of a forward pass
-per choice. This module only knows the shape of the trie; the mask becomes attention in packed.py, the predictions become
-probabilities in classify.py. No torch.
+To rate every choice behind one prompt, the choices' tokens are appended to it once, as the nodes of a trie: a node has
+the position prompt length + depth, and sees the prompt, its ancestors and itself. One prefill then holds the prediction
+after every prefix of every choice, at the cost of the distinct prefixes rather than of one forward pass a choice.
+
+This module knows only the shape of the trie; packed.py makes it attention, classify.py probabilities. No torch.
 """
 
 from __future__ import annotations
