@@ -66,11 +66,13 @@ class Child:
         assert isinstance(message, dict)
         return message
 
-    def end(self) -> str:
-        """Kill the child if it still runs, reap it, and say how it ended."""
-        if self._process.poll() is None:
+    def end(self, patience: float = 0.0) -> str:
+        """Kill the child if it still runs after `patience` seconds, reap it, and say how it ended."""
+        try:
+            code = self._process.wait(patience)
+        except subprocess.TimeoutExpired:
             self._process.kill()
-        code = self._process.wait()
+            code = self._process.wait()
         self.connection.close()
         if code < 0:
             return f"killed by {signal.Signals(-code).name}"

@@ -1,0 +1,215 @@
+"""The workers of a run behind one small interface: `submit` a shard, get a future, `close`.
+
+One thread waits on all connections at once. An idle worker takes the next shard; outside deterministic mode a worker
+holds two, so that the tail of one does not drain its batch. A worker that dies, or shows no progress for the stall
+limit, is replaced, and the futures of its shards end in `WorkerDied`, which the caller retries. What a shard is, and
+what is done when it is finished, is the business of the worker process itself (tasks.worker).
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from multiprocessing import Pipe
+from multiprocessing.connection import wait
+from typing import Any
+
+from data.errors import RunError
+from engine.supervisor import Child
+
+TICK_SECONDS = 0.5
+EXIT_PATIENCE_SECONDS = 5.0
+MAX_RESTART_DELAY_SECONDS = 30.0
+
+Event = dict[str, Any]
+
+
+class WorkerDied(RuntimeError):
+    """A worker ended while it held a shard; the shard may be tried again."""
+
+
+class Interrupted(RuntimeError):
+    """The pool was closed before the shard was finished."""
+
+
+class NoWorkers(RunError):
+    """Workers refuse to start, so that waiting for one is pointless."""
+
+
+@dataclass(slots=True)
+class Slot:
+    """The place of one worker: its process now, and what it holds."""
+
+    index: int
+    child: Child | None = None
+    ready: bool = False
+    held: dict[str, Future[Event]] = field(default_factory=dict)
+    seen: float = 0.0  # monotonic time of the last sign of progress
+    failures: int = 0  # deaths in a row without a finished shard
+    restart_at: float = 0.0
+
+
+class WorkerPool:
+    """Workers of this machine.
+
+    Args:
+        size: number of workers.
+        depth: shards a worker may hold at once.
+        start: makes the process of the worker with this index.
+        stall_timeout: seconds without progress after which a worker is replaced.
+        retries: deaths in a row without a finished shard after which a worker is not started again.
+        on_event: told of every message and death, from the pool's thread; must return quickly.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        depth: int,
+        start: Callable[[int], Child],
+        *,
+        stall_timeout: float,
+        retries: int,
+        on_event: Callable[[Event], None],
+    ) -> None:
+        self._depth, self._start, self._stall, self._retries = depth, start, stall_timeout, retries
+        self._on_event = on_event
+        self._slots = [Slot(index) for index in range(size)]
+        self._waiting: deque[tuple[dict[str, Any], Future[Event]]] = deque()
+        self._lock = threading.Lock()
+        self._draining = self._closed = False
+        self._refusal = ""
+        self._wake, self._waker = Pipe(duplex=False)
+        for slot in self._slots:
+            self._spawn(slot)
+        self._thread = threading.Thread(target=self._serve, name="workers", daemon=True)
+        self._thread.start()
+
+    @property
+    def open(self) -> bool:
+        """Whether a shard given now can still be worked on."""
+        return not (self._draining or self._closed or self._refusal)
+
+    def submit(self, shard: Mapping[str, Any]) -> Future[Event]:
+        """Queue a shard; `shard["shard"]` is its id. The future gives the worker's `done` message.
+
+        It raises WorkerDied (try again), Interrupted (the pool was closed) or NoWorkers (workers refuse to start).
+        """
+        future: Future[Event] = Future()
+        with self._lock:
+            self._waiting.append((dict(shard), future))
+        self._poke()
+        return future
+
+    def drain(self) -> None:
+        """Give out no further shard; those being worked on go on. Callable from a signal handler."""
+        self._draining = True
+        self._poke()
+
+    def close(self, patience: float = 0.0) -> None:
+        """End every worker, after waiting up to `patience` seconds for shards being worked on. Idempotent."""
+        self._draining = True
+        deadline = time.monotonic() + patience
+        while time.monotonic() < deadline and any(slot.held for slot in self._slots):
+            time.sleep(0.05)
+        self._closed = True
+        self._poke()
+        self._thread.join()
+
+    def _poke(self) -> None:
+        self._waker.send_bytes(b"look")
+
+    def _serve(self) -> None:
+        while not self._closed:
+            connections = {slot.child.connection: slot for slot in self._slots if slot.child is not None}
+            for ready in wait([self._wake, *connections], timeout=TICK_SECONDS):
+                if ready is self._wake:
+                    self._wake.recv_bytes()
+                else:
+                    self._hear(connections[ready])  # type: ignore[index]
+            self._watch()
+            self._dispatch()
+        for slot in self._slots:
+            if slot.child is not None:
+                slot.child.end()
+            self._fail(slot, Interrupted("the run was stopped"))
+        self._fail_waiting(Interrupted("the run was stopped"))
+
+    def _hear(self, slot: Slot) -> None:
+        assert slot.child is not None
+        message = slot.child.receive()
+        if message is None:
+            self._bury(slot, slot.child.end(EXIT_PATIENCE_SECONDS))
+            return
+        slot.seen = time.monotonic()
+        event = {"worker": slot.index, **message}
+        if message["event"] == "ready":
+            slot.ready = True
+        elif message["event"] == "refused":  # the same would happen to every worker: a wrong model, not a fault
+            self._refusal = str(message["message"])
+        elif message["event"] == "done":
+            slot.failures = 0
+            slot.held.pop(message["shard"]).set_result(event)
+        elif message["event"] == "failed":
+            slot.held.pop(message["shard"]).set_exception(RunError(str(message["message"])))
+        self._on_event(event)
+
+    def _watch(self) -> None:
+        now = time.monotonic()
+        for slot in self._slots:
+            if slot.child is None and now >= slot.restart_at and slot.failures <= self._retries and self.open:
+                self._spawn(slot)
+            elif slot.child is not None and (slot.held or not slot.ready) and now - slot.seen > self._stall:
+                slot.child.end()
+                self._bury(slot, f"no progress for {self._stall:g} s")
+        if not self._refusal and all(s.child is None and s.failures > self._retries for s in self._slots):
+            self._refusal = "every worker died repeatedly; the last words are in the run's folder workers/"
+        if self._refusal:
+            self._fail_waiting(NoWorkers(self._refusal))
+
+    def _dispatch(self) -> None:
+        if self._draining:
+            self._fail_waiting(Interrupted("the run was stopped"))
+            return
+        for held in range(self._depth):  # the emptiest worker first
+            for slot in self._slots:
+                if slot.child is None or not slot.ready or len(slot.held) != held:
+                    continue
+                with self._lock:
+                    if not self._waiting:
+                        return
+                    shard, future = self._waiting.popleft()
+                slot.held[shard["shard"]] = future
+                slot.seen = time.monotonic()
+                slot.child.send(shard)  # a worker that is gone is found at its connection
+
+    def _spawn(self, slot: Slot) -> None:
+        slot.child = self._start(slot.index)
+        slot.ready, slot.seen = False, time.monotonic()
+        self._on_event({"worker": slot.index, "event": "started", "pid": slot.child.pid})
+
+    def _bury(self, slot: Slot, how: str) -> None:
+        assert slot.child is not None
+        words = slot.child.last_words()
+        slot.child, slot.ready = None, False
+        slot.failures += 1
+        slot.restart_at = time.monotonic() + min(MAX_RESTART_DELAY_SECONDS, 0.5 * 2 ** (slot.failures - 1))
+        self._on_event({"worker": slot.index, "event": "died", "how": how, "shards": list(slot.held)})
+        message = f"worker {slot.index} ended: {how}" + (f" ({words})" if words else "")
+        self._fail(slot, WorkerDied(message))
+
+    @staticmethod
+    def _fail(slot: Slot, error: Exception) -> None:
+        for future in slot.held.values():
+            future.set_exception(error)
+        slot.held.clear()
+
+    def _fail_waiting(self, error: Exception) -> None:
+        with self._lock:
+            waiting = list(self._waiting)
+            self._waiting.clear()
+        for _, future in waiting:
+            future.set_exception(error)
