@@ -101,6 +101,8 @@ class WorkerPool:
         future: Future[Event] = Future()
         with self._lock:
             self._waiting.append((dict(shard), future))
+        if self._closed:
+            self._fail_waiting(Interrupted("the run was stopped"))
         self._poke()
         return future
 

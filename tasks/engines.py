@@ -1,0 +1,53 @@
+"""From settings and a checkpoint to the engine of the job's kind. The one place that knows which engine serves which."""
+
+from __future__ import annotations
+
+import torch
+
+from data.checkpoint import Checkpoint
+from data.prompts import Prompter
+from engine.classify import Classifier
+from engine.embed import Embedder
+from engine.generation import Generator
+from engine.model import load_model, resolve_dtype
+from engine.request import Engine
+from engine.score import Scorer
+from tasks.settings import Settings
+
+
+def build_engine(
+    settings: Settings, checkpoint: Checkpoint, device_name: str, threads: int
+) -> tuple[Engine, int | None]:
+    """Load the model on `device_name` ("cpu" or "cuda") and wrap it.
+
+    Returns:
+        the engine, and the embedding size where the kind has one.
+    """
+    torch.set_num_threads(threads)
+    device = torch.device(device_name)
+    kind = settings.job.kind
+    model = load_model(
+        checkpoint.folder,
+        dtype=resolve_dtype(settings.engine.dtype, device),
+        device=device,
+        trust_remote_code=settings.model.trust_remote_code,
+        head=kind != "embed",
+    )
+    if kind == "embed":
+        pooling, normalize = checkpoint.pooling()
+        return Embedder(model, settings.engine, pooling=pooling, normalize=normalize), int(model.config.hidden_size)
+    if kind == "score":
+        return Scorer(model, settings.engine), None
+    if kind == "classify":
+        prompter = Prompter(settings.job, settings.input.on_too_long, checkpoint, settings.sampling.max_tokens)
+        choices = prompter.choices()
+        return Classifier(model, settings.engine, choices=choices, end_ids=checkpoint.stop_ids), None
+    generator = Generator(
+        model,
+        settings.sampling,
+        settings.engine,
+        stop_ids=checkpoint.stop_ids,
+        token_bytes=checkpoint.tokenizer().token_bytes() if settings.sampling.stop else (),
+        context_length=checkpoint.context_length,
+    )
+    return generator, None

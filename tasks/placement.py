@@ -1,0 +1,90 @@
+"""Which device each worker gets, and what that resolves: the number of workers, dtype, determinism and threads.
+
+GPUs are counted through the driver's own library, so that the driver process of a run never imports torch.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Literal
+
+import pynvml
+
+from data.errors import InputError
+from tasks.settings import Settings
+
+# A shard's bytes must not depend on how many cores its machine has, so a deterministic CPU worker uses one thread.
+DETERMINISTIC_THREADS = 1
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Devices of the workers of this machine."""
+
+    device: Literal["cpu", "cuda"]
+    gpus: tuple[str, ...]
+    workers: int
+    threads: int
+    notice: str | None
+
+    def environment(self, worker: int) -> dict[str, str]:
+        """Variables that must be in force before the worker imports anything."""
+        threads = str(self.threads)
+        variables = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
+        if self.device == "cuda":
+            variables["CUDA_VISIBLE_DEVICES"] = self.gpus[worker]
+        else:
+            variables["CUDA_VISIBLE_DEVICES"] = ""
+        return variables
+
+
+def visible_gpus() -> tuple[str, ...]:
+    """The GPUs this process may use, as values for CUDA_VISIBLE_DEVICES; empty without a driver."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return ()
+    try:
+        present = tuple(str(index) for index in range(pynvml.nvmlDeviceGetCount()))
+    finally:
+        pynvml.nvmlShutdown()
+    if chosen is None:
+        return present
+    return tuple(part.strip() for part in chosen.split(",") if part.strip() and part.strip() != "-1")
+
+
+def place(settings: Settings) -> Placement:
+    """Give each worker a device; fewer workers than asked for where there are fewer devices, with a notice."""
+    wanted = settings.workers.dp_degree
+    gpus = visible_gpus()
+    cores = len(os.sched_getaffinity(0))
+    workers = min(wanted, len(gpus) or cores)
+    device: Literal["cpu", "cuda"] = "cuda" if gpus else "cpu"
+    notice = None
+    if workers < wanted:
+        there = f"{len(gpus)} GPU{'s' * (len(gpus) != 1)}" if gpus else f"no GPU and {cores} CPU cores"
+        notice = f"workers.dp_degree = {wanted} lowered to {workers}: {there} here"
+    deterministic = resolve_deterministic(settings, device)
+    threads = DETERMINISTIC_THREADS if deterministic and not gpus else max(1, cores // workers)
+    return Placement(device, gpus[:workers], workers, threads, notice)
+
+
+def resolve_deterministic(settings: Settings, device: str) -> bool:
+    """engine.deterministic, which is on for CPU and off for CUDA unless set."""
+    chosen = settings.engine.deterministic
+    return device == "cpu" if chosen is None else chosen
+
+
+def resolve(settings: Settings, placement: Placement) -> Settings:
+    """The settings with every "auto" of the engine replaced by what it means on these devices."""
+    dtype = settings.engine.dtype
+    if dtype == "auto":
+        dtype = "bfloat16" if placement.device == "cuda" else "float32"
+    if settings.engine.dtype == "float16" and placement.device == "cpu":
+        raise InputError("engine.dtype = 'float16' needs a GPU: use 'float32' or 'bfloat16' on CPU")
+    engine = settings.engine.model_copy(
+        update={"dtype": dtype, "deterministic": resolve_deterministic(settings, placement.device)}
+    )
+    return settings.model_copy(update={"engine": engine})

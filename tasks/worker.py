@@ -1,0 +1,169 @@
+"""A worker process: the model loaded once, shards in, committed results out.
+
+It joins data and engine and never imports Prefect. The loop never waits while it has work: between two steps of the
+engine it takes whatever shards have arrived, so that the next shard's rows join the batch while the last one's tail
+finishes. A shard is committed here, by the process that computed it; the driver only learns that it is done.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from data.checkpoint import Checkpoint
+from data.errors import InputError, RunError
+from data.run_folder import RunFolder
+from data.shards import Shard, commit_shard, read_prompts, record_attempt
+from engine.child import Mailbox
+from engine.request import Completion, Engine, Request
+from tasks.results import ResultTable
+from tasks.settings import Settings
+
+PROGRESS_SECONDS = 0.5
+
+
+class WorkerOrder(BaseModel):
+    """What a worker is told at its start."""
+
+    model_config = ConfigDict(frozen=True)
+
+    worker: int
+    run: Path
+    settings: Settings
+    device: str
+    threads: int
+
+
+class ShardInProgress:
+    """One shard between its arrival and its commit."""
+
+    def __init__(self, order: WorkerOrder, shard: Shard, attempt: int) -> None:
+        self.shard, self.attempt, self.started = shard, attempt, time.monotonic()
+        self.results: list[Completion | None] = [None] * shard.sequences
+
+    def requests(self, run: RunFolder, settings: Settings, context_length: int, base: int) -> Iterable[Request]:
+        """The shard's prompts as requests whose ids count from `base` by slot."""
+        prompts = read_prompts(run, self.shard.id)
+        for slot, ids in enumerate(prompts.ids):
+            room = max(0, context_length - len(ids))
+            yield Request(
+                id=base + slot,
+                prompt=ids,
+                max_tokens=min(settings.sampling.max_tokens, room),
+                key=prompts.keys[slot],
+                occurrence=prompts.occurrences[slot],
+                scored_from=prompts.scored_from[slot] if prompts.scored_from is not None else 0,
+            )
+
+
+class Worker:
+    """The loop of one worker process around an engine."""
+
+    def __init__(self, mailbox: Mailbox, order: WorkerOrder, engine: Engine, table: ResultTable, context: int) -> None:
+        self._mailbox, self._order, self._engine, self._table, self._context = mailbox, order, engine, table, context
+        self._run = RunFolder(order.run)
+        self._shards: dict[int, ShardInProgress] = {}  # by the id of its first request
+        self._base_of: dict[int, int] = {}  # request id -> that
+        self._next_id = 0
+        self._counts = {"sequences": 0, "input_tokens": 0, "output_tokens": 0}
+        self._told = 0.0
+
+    def serve(self) -> None:
+        """Work until the driver is gone."""
+        while True:
+            idle = not self._engine.has_work
+            message = self._mailbox.receive(wait=idle)
+            while message is not None:
+                self._accept(Shard(**message))
+                message = self._mailbox.receive(wait=False)
+            for completion in self._engine.step():
+                self._take(completion)
+            self._tell()
+
+    def _accept(self, shard: Shard) -> None:
+        attempt = record_attempt(self._run, shard.id, self._order.worker)
+        work = ShardInProgress(self._order, shard, attempt)
+        base, self._next_id = self._next_id, self._next_id + shard.sequences
+        self._shards[base] = work
+        requests = list(work.requests(self._run, self._order.settings, self._context, base))
+        if len(requests) != shard.sequences:
+            raise RunError(f"shard {shard.id} has {len(requests)} prompts instead of {shard.sequences}")
+        self._base_of.update((request.id, base) for request in requests)
+        self._engine.add(requests)
+
+    def _take(self, completion: Completion) -> None:
+        base = self._base_of.pop(completion.id)
+        work = self._shards[base]
+        work.results[completion.id - base] = completion
+        self._counts["sequences"] += 1
+        self._counts["input_tokens"] += completion.prompt_tokens
+        self._counts["output_tokens"] += len(completion.token_ids)
+        if all(result is not None for result in work.results):
+            del self._shards[base]
+            self._finish(work)
+
+    def _finish(self, work: ShardInProgress) -> None:
+        results = [result for result in work.results if result is not None]
+        commit = commit_shard(
+            self._run,
+            work.shard,
+            self._table.build(results, work.shard.sequences),
+            worker=self._order.worker,
+            attempt=work.attempt,
+            seconds=time.monotonic() - work.started,
+        )
+        self._tell(at_once=True)
+        self._mailbox.send(
+            {
+                "event": "done",
+                "shard": work.shard.id,
+                "rows": commit.rows,
+                "ok": commit.ok,
+                "errors": commit.errors,
+                "input_tokens": commit.tokens["input"],
+                "output_tokens": commit.tokens["output"],
+                "seconds": commit.seconds,
+                "attempt": commit.attempt,
+            }
+        )
+
+    def _tell(self, at_once: bool = False) -> None:
+        now = time.monotonic()
+        if at_once or now - self._told >= PROGRESS_SECONDS:
+            self._told = now
+            self._mailbox.send({"event": "progress", **self._counts})
+
+
+def build(order: WorkerOrder) -> tuple[Engine, ResultTable, int]:
+    """Load the model and make the engine of the job's kind, with the table that its results go into."""
+    from tasks.engines import build_engine
+
+    settings = order.settings
+    checkpoint = Checkpoint.open(settings.model.path, settings.model.revision, settings.model.trust_remote_code)
+    engine, size = build_engine(settings, checkpoint, order.device, order.threads)
+    return engine, ResultTable(settings, checkpoint.tokenizer(), size), checkpoint.context_length
+
+
+def main(mailbox: Mailbox) -> None:
+    """The process: read the order, load the model, work."""
+    started = time.monotonic()
+    message = mailbox.receive(wait=True)
+    order = WorkerOrder.model_validate(message)
+    try:
+        engine, table, context = build(order)
+    except (InputError, ValueError, OSError) as error:
+        traceback.print_exc()
+        mailbox.send({"event": "refused", "message": f"the model cannot be loaded: {error}"})
+        return
+    mailbox.send({"event": "ready", "seconds": time.monotonic() - started, "device": order.device})
+    Worker(mailbox, order, engine, table, context).serve()
+
+
+def order_message(order: WorkerOrder) -> dict[str, Any]:
+    """The order as the JSON object that `main` reads."""
+    return order.model_dump(mode="json", by_alias=True)
