@@ -1,0 +1,111 @@
+"""Which sequences are the same, in which order they run, and where shards are cut. Arrays only, no files.
+
+Keys are 16 byte digests held as two uint64, so that a window of ten million rows is sorted without Python objects.
+Sequences are ordered by shared prefix: hashes of the first 32, 128, 512 and 2048 tokens, compared in that order, bring
+sequences together that begin alike at any of those depths. The hashes decide an order and nothing else, so collisions
+are harmless. All of it is a pure function of the tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Integers: TypeAlias = npt.NDArray[np.int64]
+Hashes: TypeAlias = npt.NDArray[np.uint64]
+
+DEPTHS = (32, 128, 512, 2048)
+
+MIN_SHARDS = 16
+MIN_SEQUENCES = 16
+MAX_SEQUENCES = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """Equal keys: `first` [G] is where each key appears first, in that order; `inverse` and `rank` are [N]."""
+
+    first: Integers
+    inverse: Integers
+    """The group of each key."""
+    rank: Integers
+    """How many equal keys come before it."""
+
+    @property
+    def sizes(self) -> Integers:
+        return np.bincount(self.inverse, minlength=len(self.first)).astype(np.int64)
+
+
+def group(keys: Hashes) -> Groups:
+    """Group the equal rows of `keys` [N, 2]."""
+    order = np.lexsort((keys[:, 1], keys[:, 0]))
+    ordered = keys[order]
+    starts = np.ones(len(keys), bool)
+    starts[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
+    begin = np.flatnonzero(starts)
+    # lexsort is stable, so the first of a group is the earliest row of it.
+    by_key = order[begin]
+    number = np.empty(len(begin), np.int64)
+    number[np.argsort(by_key, kind="stable")] = np.arange(len(begin))
+    of_sorted = np.cumsum(starts) - 1
+    inverse = np.empty(len(keys), np.int64)
+    rank = np.empty(len(keys), np.int64)
+    inverse[order] = number[of_sorted]
+    rank[order] = np.arange(len(keys)) - begin[of_sorted] if len(keys) else 0
+    return Groups(np.sort(by_key), inverse, rank)
+
+
+def prefix_hashes(tokens: npt.NDArray[np.uint32], lengths: Integers) -> Hashes:
+    """Hashes [N, 4] of the first tokens of N sequences that lie end to end in `tokens`, at each of `DEPTHS`."""
+    starts = np.cumsum(lengths) - lengths
+    position = np.arange(len(tokens)) - np.repeat(starts, lengths)
+    weighted = (tokens.astype(np.uint64) + np.uint64(1)) * _WEIGHTS[np.minimum(position, DEPTHS[-1] - 1)]
+    total = np.zeros(len(tokens) + 1, np.uint64)
+    np.cumsum(weighted, out=total[1:])
+    return np.stack([total[starts + np.minimum(lengths, depth)] - total[starts] for depth in DEPTHS], axis=1)
+
+
+def order_by_prefix(hashes: Hashes) -> Integers:
+    """The order in which sequences with common beginnings are neighbours; the earlier row first among equals."""
+    return np.lexsort(tuple(hashes[:, column] for column in reversed(range(hashes.shape[1])))).astype(np.int64)
+
+
+def cut(cost: Integers, shard_cost: int) -> list[tuple[int, int]]:
+    """Cut sequences, in their order, into shards of about equal cost: half-open ranges that cover all of them.
+
+    At least `MIN_SHARDS` shards where there are sequences enough, and `MIN_SEQUENCES` to `MAX_SEQUENCES` in each (fewer
+    only if there are fewer in all).
+    """
+    count = len(cost)
+    if not count:
+        return []
+    total = np.cumsum(cost)
+    wanted = max(-(-int(total[-1]) // max(shard_cost, 1)), MIN_SHARDS)
+    shards = max(min(wanted, count // MIN_SEQUENCES), -(-count // MAX_SEQUENCES), 1)
+    ranges = []
+    start = 0
+    for number in range(1, shards + 1):
+        left = shards - number
+        stop = int(np.searchsorted(total, total[-1] * number / shards)) + 1
+        low = max(start + min(MIN_SEQUENCES, count), count - left * MAX_SEQUENCES)
+        high = min(start + MAX_SEQUENCES, count - left * MIN_SEQUENCES)
+        stop = count if not left else max(min(stop, high), low)
+        ranges.append((start, stop))
+        start = stop
+    return ranges
+
+
+def _splitmix(count: int) -> Hashes:
+    """Odd pseudo-random weights, the same for ever: splitmix64 (Steele, Lea and Flood, 2014)."""
+    with np.errstate(over="ignore"):
+        state: Any = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        weights: Hashes = (state ^ (state >> np.uint64(31))) | np.uint64(1)
+    return weights
+
+
+_WEIGHTS = _splitmix(DEPTHS[-1])

@@ -1,0 +1,173 @@
+"""The ledger: one commit record for each finished shard, the only truth about what is done.
+
+A commit names the shard's results by their SHA-256. The results are linked to that address and made durable before
+the record is, so a record implies data that a power cut cannot take back. The first record of a shard wins, and late or
+repeated attempts change nothing. Attempts are recorded before a shard starts, so that a shard that kills its workers is
+counted whatever dies with them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from data.durable import digest_file, link_file, stage, write_file
+from data.errors import RunError
+from data.results import OK, check_results
+from data.run_folder import RunFolder
+from data.shards import Shard, prompts_path
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """The record of a finished shard. `rows` are its sequences, each ok or an error; `seconds` is wall time."""
+
+    shard: str
+    sha256: str
+    rows: int
+    ok: int
+    errors: int
+    tokens: Mapping[str, int]
+    seconds: float
+    worker: int
+    attempt: int
+
+    def to_bytes(self) -> bytes:
+        fields = asdict(self)
+        return json.dumps({**fields, "check": _check(fields)}).encode()
+
+    @classmethod
+    def read(cls, path: Path) -> Commit:
+        """RunError names a record that is damaged or lies under another shard's name."""
+        try:
+            fields = json.loads(path.read_bytes())
+            check = fields.pop("check")
+            commit = cls(**fields)
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise RunError(f"{path} is damaged; delete it to compute its shard again") from None
+        if check != _check(fields) or commit.shard != path.stem:
+            raise RunError(f"{path} is damaged; delete it to compute its shard again")
+        return commit
+
+
+def commit_shard(
+    run: RunFolder, shard: Shard, results: pa.Table, *, worker: int, attempt: int, seconds: float
+) -> Commit:
+    """Make the results of a shard durable and commit them; returns the commit that counts, ours or an earlier one.
+
+    `results` has the columns of `results.result_schema`, one row a sequence in any order of slots. They are read back
+    from disk and checked before they get their address. The shard's prompts are dropped. RunError: the results are not
+    those of the shard. OSError: not committed; the shard may be tried again.
+    """
+    ordered = results.sort_by("slot").combine_chunks()
+    staged = stage(run.tmp, lambda file: pq.write_table(ordered, file, compression="zstd"))
+    try:
+        read = pq.read_table(staged)
+        check_results(read, shard.sequences, f"the result of shard {shard.id}")
+        if not read.schema.equals(results.schema):
+            raise RunError(f"the result of shard {shard.id} reads back with another schema")
+        sha256 = digest_file(staged)
+        link_file(staged, results_path(run, sha256), same=True)
+    finally:
+        staged.unlink(missing_ok=True)
+    ok = pc.sum(pc.equal(read["status"], OK)).as_py() or 0
+    tokens = {name: pc.sum(read[f"{name}_tokens"]).as_py() or 0 for name in ("input", "output")}
+    rows = read.num_rows
+    commit = Commit(shard.id, sha256, rows, ok, rows - ok, tokens, round(seconds, 3), worker, attempt)
+    path = _commit_path(run, shard.id)
+    if not write_file(run.tmp, path, lambda file: file.write(commit.to_bytes())):
+        commit = Commit.read(path)
+    prompts_path(run, shard.id).unlink(missing_ok=True)
+    return commit
+
+
+def record_attempt(run: RunFolder, shard: str, worker: int) -> int:
+    """Record durably that a worker is about to start a shard; returns the number of this attempt, 1 first."""
+    record = {"shard": shard, "worker": worker, "process": os.getpid()}
+    content = json.dumps(record).encode()
+    number = attempts(run, shard) + 1
+    while not write_file(run.tmp, run.attempts / f"{shard}.{number}.json", lambda file: file.write(content)):
+        number += 1
+    return number
+
+
+def attempts(run: RunFolder, shard: str) -> int:
+    """How often a shard was started."""
+    number = 0
+    while (run.attempts / f"{shard}.{number + 1}.json").exists():
+        number += 1
+    return number
+
+
+class Ledger:
+    """What is committed. Records never change, so each is read once; `refresh` looks for new ones."""
+
+    def __init__(self, run: RunFolder) -> None:
+        self.run = run
+        self._commits: dict[str, Commit] = {}
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Read the records that have appeared. RunError names a damaged one."""
+        with os.scandir(self.run.commits) as entries:
+            for entry in entries:
+                name, suffix = os.path.splitext(entry.name)
+                if suffix == ".json" and name not in self._commits:
+                    self._commits[name] = Commit.read(Path(entry.path))
+
+    def commits(self) -> dict[str, Commit]:
+        """Every commit by shard id, those made since the last look included."""
+        self.refresh()
+        return self._commits
+
+    def committed(self, shard: str) -> bool:
+        path = _commit_path(self.run, shard)
+        if shard not in self._commits and path.exists():
+            self._commits[shard] = Commit.read(path)
+        return shard in self._commits
+
+    def missing(self, shards: Iterable[Shard]) -> list[Shard]:
+        """The shards that are not committed, in the order given."""
+        commits = self.commits()
+        return [shard for shard in shards if shard.id not in commits]
+
+    def verify(self) -> None:
+        """Read every committed result and compare it with its address. RunError names the first damaged file."""
+        for commit in self.commits().values():
+            read_results(self.run, commit)
+
+
+def read_results(run: RunFolder, commit: Commit) -> pa.Table:
+    """The results of a committed shard, from bytes that match their address. RunError names a bad or missing file."""
+    path = results_path(run, commit.sha256)
+    remedy = f"delete {_commit_path(run, commit.shard)} to compute the shard again"
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise RunError(f"{path} is missing although its shard is committed; {remedy}") from None
+    if hashlib.sha256(content).hexdigest() != commit.sha256:
+        raise RunError(f"{path} is damaged: its bytes do not match its name; delete it, and {remedy}")
+    table = pq.read_table(pa.BufferReader(content))
+    check_results(table, commit.rows, str(path))
+    return table
+
+
+def results_path(run: RunFolder, sha256: str) -> Path:
+    return run.shards / f"{sha256}.parquet"
+
+
+def _commit_path(run: RunFolder, shard: str) -> Path:
+    return run.commits / f"{shard}.json"
+
+
+def _check(fields: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,61 @@
+"""Exclusive locks between drivers: one on a run folder, one on an output.
+
+An advisory `flock` on a small file, which the kernel drops when its holder dies, however it dies. The descriptor is
+not inherited by programs that the holder starts. A lock saves work and gives the second driver a clear answer; no
+invariant rests on it, since the files of a run are safe when several processes write them.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from data.errors import Held
+
+
+@contextmanager
+def locked(path: Path, what: str) -> Iterator[None]:
+    """Hold the lock file `path` for the block; Held, naming `what` and the holder, if another process has it.
+
+    The file is removed on release. A process that had opened it before finds that the name no longer leads to what it
+    has locked, and opens it again.
+    """
+    descriptor = _acquire(path, what)
+    try:
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+        yield
+    finally:
+        # The name may lead elsewhere by now: the folder was set aside, and another driver has locked a new one.
+        if _leads_to(path, descriptor):
+            with suppress(FileNotFoundError):
+                os.unlink(path)
+        os.close(descriptor)
+
+
+def _acquire(path: Path, what: str) -> int:
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _leads_to(path, descriptor):
+                return descriptor
+        except BlockingIOError:
+            holder = os.pread(descriptor, 200, 0).decode(errors="replace") or "another process"
+            os.close(descriptor)
+            raise Held(f"{what} is in use by {holder}") from None
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+def _leads_to(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
