@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 Kind = Literal["generate", "classify", "embed", "score"]
 
@@ -52,17 +52,27 @@ class JobSettings(Section):
     column: str | None = Field(None, description="The text column that embed and score read.")
     budget: str | None = Field(None, description="Refuse a job above this many rows, tokens, hours or this much money.")
 
-    @model_validator(mode="after")
-    def _kind_has_what_it_needs(self) -> JobSettings:
+    expected: str | None = Field(
+        None, description="A column with the right answers; the report then gives the accuracy."
+    )
+
+    def problem(self) -> str | None:
+        """What is wrong between the settings of this section, in one line; None if nothing is."""
         if self.kind == "classify" and len(self.choices) < 2:
-            raise ValueError("job.choices needs at least two choices for job.kind = 'classify'")
+            return "job.choices needs at least two choices for job.kind = 'classify'"
         if self.kind != "classify" and self.choices:
-            raise ValueError(f"job.choices is only for job.kind = 'classify', not {self.kind!r}")
-        if len(set(self.choices)) != len(self.choices):
-            raise ValueError("job.choices holds the same choice twice")
+            return f"job.choices is only for job.kind = 'classify', not {self.kind!r}"
+        if len(set(self.choices)) != len(self.choices) or "" in self.choices:
+            return "job.choices holds the same choice twice, or an empty one"
         if self.prompt is not None and self.prompt_ids is not None:
-            raise ValueError("set job.prompt or job.prompt_ids, not both")
-        return self
+            return "set job.prompt or job.prompt_ids, not both"
+        if self.kind in ("generate", "classify") and self.prompt is None and self.prompt_ids is None:
+            return f"job.kind = {self.kind!r} needs job.prompt or job.prompt_ids"
+        if self.kind == "score" and self.column is None and self.prompt_ids is None:
+            return "job.kind = 'score' needs job.column, the text to score"
+        if self.kind == "embed" and self.column is None and self.prompt is None and self.prompt_ids is None:
+            return "job.kind = 'embed' needs job.column or job.prompt"
+        return None
 
 
 class OutputSettings(Section):

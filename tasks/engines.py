@@ -1,4 +1,4 @@
-"""From settings and a checkpoint to the engine of the job's kind. The one place that knows which engine serves which."""
+"""From settings and a checkpoint to the engine of the job's kind: the one place that knows which serves which."""
 
 from __future__ import annotations
 

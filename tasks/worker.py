@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +43,9 @@ class WorkerOrder(BaseModel):
 class ShardInProgress:
     """One shard between its arrival and its commit."""
 
-    def __init__(self, order: WorkerOrder, shard: Shard, attempt: int) -> None:
+    def __init__(self, shard: Shard, attempt: int) -> None:
         self.shard, self.attempt, self.started = shard, attempt, time.monotonic()
-        self.results: list[Completion | None] = [None] * shard.sequences
+        self.results: dict[int, Completion] = {}  # by slot
 
     def requests(self, run: RunFolder, settings: Settings, context_length: int, base: int) -> Iterable[Request]:
         """The shard's prompts as requests whose ids count from `base` by slot."""
@@ -79,7 +80,9 @@ class Worker:
             idle = not self._engine.has_work
             message = self._mailbox.receive(wait=idle)
             while message is not None:
-                self._accept(Shard(**message))
+                shard = Shard(**message)
+                with self._reported(shard):
+                    self._accept(shard)
                 message = self._mailbox.receive(wait=False)
             for completion in self._engine.step():
                 self._take(completion)
@@ -87,7 +90,7 @@ class Worker:
 
     def _accept(self, shard: Shard) -> None:
         attempt = record_attempt(self._run, shard.id, self._order.worker)
-        work = ShardInProgress(self._order, shard, attempt)
+        work = ShardInProgress(shard, attempt)
         base, self._next_id = self._next_id, self._next_id + shard.sequences
         self._shards[base] = work
         requests = list(work.requests(self._run, self._order.settings, self._context, base))
@@ -103,12 +106,13 @@ class Worker:
         self._counts["sequences"] += 1
         self._counts["input_tokens"] += completion.prompt_tokens
         self._counts["output_tokens"] += len(completion.token_ids)
-        if all(result is not None for result in work.results):
+        if len(work.results) == work.shard.sequences:
             del self._shards[base]
-            self._finish(work)
+            with self._reported(work.shard):
+                self._finish(work)
 
     def _finish(self, work: ShardInProgress) -> None:
-        results = [result for result in work.results if result is not None]
+        results = [work.results[slot] for slot in range(work.shard.sequences)]
         commit = commit_shard(
             self._run,
             work.shard,
@@ -131,6 +135,15 @@ class Worker:
                 "attempt": commit.attempt,
             }
         )
+
+    @contextmanager
+    def _reported(self, shard: Shard) -> Iterator[None]:
+        """A full disk or a damaged prompt file is no fault of this process: another one would meet it too."""
+        try:
+            yield
+        except (OSError, RunError) as error:
+            traceback.print_exc()
+            self._mailbox.send({"event": "failed", "shard": shard.id, "message": str(error)})
 
     def _tell(self, at_once: bool = False) -> None:
         now = time.monotonic()

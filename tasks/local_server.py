@@ -1,0 +1,100 @@
+"""A Prefect server of the run's own, for when none is configured.
+
+Prefect's built-in temporary server outlives a driver that is killed. This one is a supervised child: it listens on a
+free loopback port, keeps its database in the run's folder, and ends with its parent. A migrated, empty database is kept
+in the user's cache, since the migrations are most of the first start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import socket
+import sqlite3
+import tempfile
+from collections.abc import Iterator
+from multiprocessing.connection import wait
+from pathlib import Path
+
+from data.errors import RunError
+from engine.child import Mailbox
+from engine.supervisor import Child
+
+START_SECONDS = 120.0
+ENVIRONMENT = {
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_SERVICES_SCHEDULER_ENABLED": "false",
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "200",
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_READ_BATCH_SIZE": "200",
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
+    "PREFECT_LOGGING_SERVER_LEVEL": "ERROR",
+}
+
+
+@contextlib.contextmanager
+def local_server(home: Path) -> Iterator[str]:
+    """Run a server whose state is in `home`; gives its API URL.
+
+    Raises RunError if it does not answer within two minutes.
+    """
+    home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    template = _template()
+    database = home / "prefect.db"
+    if template.exists() and not database.exists():
+        shutil.copyfile(template, database)
+    url = f"sqlite+aiosqlite:///{database}"
+    environment = {**ENVIRONMENT, "PREFECT_HOME": str(home), "PREFECT_API_DATABASE_CONNECTION_URL": url}
+    environment["PREFECT_API_URL"] = ""
+    child = Child("tasks.local_server:serve", environment=environment, log=home / "server.log")
+    try:
+        message = child.receive() if wait([child.connection], START_SECONDS) else None
+        if message is None:
+            raise RunError(f"the local Prefect server did not start, its log is {child.log}: {child.last_words()}")
+        if not template.exists():
+            _keep(database, template)
+        yield f"http://127.0.0.1:{message['port']}/api"
+    finally:
+        child.end()
+
+
+def serve(mailbox: Mailbox) -> None:
+    """The server process: tell the port once requests are answered, then serve until the parent is gone."""
+    import uvicorn
+    from prefect.server.api.server import create_app
+
+    class Server(uvicorn.Server):
+        @contextlib.contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            yield  # the driver decides when this process ends, not a Ctrl-C meant for the driver
+
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            mailbox.send({"event": "listening", "port": port})
+
+    listener = socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+    config = uvicorn.Config(create_app(), log_level="error", lifespan="on", access_log=False)
+    asyncio.run(Server(config).serve([listener]))
+
+
+def _template() -> Path:
+    from importlib.metadata import version
+
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "overnight" / f"prefect-{version('prefect')}.db"
+
+
+def _keep(database: Path, template: Path) -> None:
+    """Copy the migrated database, which is in use, to the cache; two runs doing so at once both succeed."""
+    template.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=template.parent) as folder:
+        copy = Path(folder) / "copy.db"
+        with (
+            contextlib.closing(sqlite3.connect(database)) as source,
+            contextlib.closing(sqlite3.connect(copy)) as target,
+        ):
+            source.backup(target)
+        copy.replace(template)
