@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from data.shards import result_schema
+from data.results import result_schema
 from data.tokenizer import Tokenizer
 from engine.request import Completion
 from tasks.settings import Settings

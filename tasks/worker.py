@@ -18,8 +18,9 @@ from pydantic import BaseModel, ConfigDict
 
 from data.checkpoint import Checkpoint
 from data.errors import InputError, RunError
+from data.ledger import commit_shard, record_attempt
 from data.run_folder import RunFolder
-from data.shards import Shard, commit_shard, read_prompts, record_attempt
+from data.shards import Shard, read_prompts
 from engine.child import Mailbox
 from engine.request import Completion, Engine, Request
 from tasks.results import ResultTable
@@ -67,7 +68,7 @@ class Worker:
 
     def __init__(self, mailbox: Mailbox, order: WorkerOrder, engine: Engine, table: ResultTable, context: int) -> None:
         self._mailbox, self._order, self._engine, self._table, self._context = mailbox, order, engine, table, context
-        self._run = RunFolder(order.run)
+        self._run = RunFolder.open(order.run)
         self._shards: dict[int, ShardInProgress] = {}  # by the id of its first request
         self._base_of: dict[int, int] = {}  # request id -> that
         self._next_id = 0
@@ -80,7 +81,7 @@ class Worker:
             idle = not self._engine.has_work
             message = self._mailbox.receive(wait=idle)
             while message is not None:
-                shard = Shard(**message)
+                shard = Shard.from_json(message)
                 with self._reported(shard):
                     self._accept(shard)
                 message = self._mailbox.receive(wait=False)

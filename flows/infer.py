@@ -1,0 +1,72 @@
+"""The main flow: plan the dataset window by window, run its lots on the workers, publish, report.
+
+The flow only wires; what each step does is in tasks. The next window is planned while the lots of the last one run, and
+at most two windows are in flight, which bounds what lies on disk.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prefect import flow
+from prefect.futures import PrefectFuture, wait
+from prefect.runtime import flow_run
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from tasks.configuration import load_settings
+from tasks.job import Job, RunOptions, prepare
+from tasks.run import OPENED, taken_or_opened
+from tasks.settings import Settings, set_explicitly
+from tasks.stages import Planner, finished_before, lot_tasks, plan_next_window, publish_result, report
+from tasks.summary import RunReport
+
+LOTS_AT_ONCE = 64
+
+
+@flow(name="infer", task_runner=ThreadPoolTaskRunner(max_workers=LOTS_AT_ONCE), persist_result=False)
+def infer(
+    config: str = "config.toml",
+    settings: Settings = Settings(),  # noqa: B008 - frozen, and Prefect makes the form from it
+    run_dir: str | None = None,
+    fresh: bool = False,
+    retry_errors: bool = False,
+) -> RunReport:
+    """Answer every row of a dataset and publish the result.
+
+    Args:
+        config: path of the configuration file.
+        settings: settings that go before those of the file; what is left out is taken from there.
+        run_dir: the run's folder; beside the output unless set.
+        fresh: set an earlier ledger of this run aside and compute everything again.
+        retry_errors: compute the rows that ended in an error again.
+    """
+    job = None if OPENED.get() else _prepare(config, settings, RunOptions(_path(run_dir), fresh, retry_errors))
+    if job is not None and (before := finished_before(job)):
+        return report(before)
+    with taken_or_opened(job) as run:
+        planner = Planner(run)
+        in_flight: list[list[PrefectFuture[None]]] = []
+        while (window := plan_next_window(planner)) is not None:
+            in_flight.append([lot.submit() for lot in lot_tasks(run, window)])
+            if len(in_flight) > 1:
+                _finish(in_flight.pop(0))
+        for lots in in_flight:
+            _finish(lots)
+        return report(publish_result(run))
+
+
+def _finish(lots: list[PrefectFuture[None]]) -> None:
+    """Wait until every lot has ended, then raise what the first failed one raised."""
+    wait(lots)  # type: ignore[arg-type]
+    for lot in lots:
+        lot.result()
+
+
+def _prepare(config: str, settings: Settings, options: RunOptions) -> Job:
+    overrides = set_explicitly(settings)
+    loaded = load_settings(Path(config), overrides)
+    return prepare(loaded, options, flow_run.scheduled_start_time, f"prefect deployment run infer (config {config})")
+
+
+def _path(text: str | None) -> Path | None:
+    return Path(text) if text else None

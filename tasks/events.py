@@ -1,0 +1,47 @@
+"""What happens in a run, told once: to the display at once, and to RUN/events.jsonl for later readers.
+
+Progress counters are for the display alone; everything else is appended as one JSON line. The file is a convenience:
+the ledger is the truth, so lines are not made durable one by one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+
+class EventLog:
+    """Appends events to a file and passes them on.
+
+    Args:
+        path: the file; made private if new.
+        listeners: called with each event, from whichever thread tells it.
+    """
+
+    def __init__(self, path: Path, *listeners: Callable[[dict[str, Any]], None]) -> None:
+        self._listeners = listeners
+        self._lock = threading.Lock()
+        self._file = path.open("a", encoding="utf-8", opener=_private)
+
+    def tell(self, event: dict[str, Any]) -> None:
+        """Record one event; it has a key `event`."""
+        if event["event"] != "progress":
+            line = json.dumps({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **event})
+            with self._lock:
+                self._file.write(line + "\n")
+                self._file.flush()
+        for listener in self._listeners:
+            listener(event)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)

@@ -1,0 +1,140 @@
+"""A run that this process drives: the run folder and the output locked, its workers alive, its events told.
+
+Opening a run is what the command line does before Prefect is imported, so that a second driver is refused at once and
+the workers load the model while Prefect starts. A deployed flow opens the run itself.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from data.ledger import Ledger
+from data.lock import locked
+from data.plan import Window
+from data.run_folder import RunFolder, preflight, set_aside
+from engine.supervisor import Child
+from tasks.display import Display
+from tasks.events import EventLog
+from tasks.job import Job
+from tasks.pool import WorkerPool
+from tasks.progress import Progress
+from tasks.worker import WorkerOrder, order_message
+
+WORKER_TARGET = "tasks.worker:main"
+DRAIN_SECONDS = 10.0
+
+
+@dataclass
+class OpenRun:
+    """What the tasks of a run share in the driver's process. `windows` grows while the run is planned."""
+
+    job: Job
+    folder: RunFolder
+    ledger: Ledger
+    events: EventLog
+    progress: Progress
+    pool: WorkerPool
+    started: float
+    windows: list[Window] = field(default_factory=list)
+
+    def warn(self, message: str) -> None:
+        """Tell the user of something that does not stop the run."""
+        self.events.tell({"event": "warning", "message": message})
+
+
+# The command line opens the run before it starts Prefect; the flow then takes it from here.
+OPENED: ContextVar[OpenRun | None] = ContextVar("opened", default=None)
+
+
+@contextmanager
+def opened(job: Job) -> Iterator[OpenRun]:
+    """Lock the run and its output, start the workers, and end them however the block ends.
+
+    Raises:
+        InputError: the run folder belongs to another run, or the output cannot be written there.
+        Held: another driver has the run or the output.
+    """
+    started = time.monotonic()
+    with ExitStack() as stack:
+        if job.options.fresh:
+            set_aside(job.run_path)
+        folder = RunFolder.create(job.run_path, job.identity)
+        stack.enter_context(folder.lock())
+        preflight(folder, job.output_path)
+        stack.enter_context(locked(_lock_beside(job.output_path), f"the output {job.output_path}"))
+        folder.sweep()
+        progress = Progress()
+        events = EventLog(folder.events, progress.tell)
+        stack.callback(events.close)
+        stack.enter_context(Display(progress))
+        events.tell(_run_started(job, folder))
+        for warning in job.warnings:
+            events.tell({"event": "warning", "message": warning})
+        pool = start_pool(job, folder, events)
+        stack.callback(pool.close)
+        run = OpenRun(job, folder, Ledger(folder), events, progress, pool, started)
+        try:
+            yield run
+        except KeyboardInterrupt:
+            pool.close(DRAIN_SECONDS)  # shards that are nearly done are committed
+            raise
+
+
+@contextmanager
+def taken_or_opened(job: Job | None) -> Iterator[OpenRun]:
+    """The run that the command line has opened, or the one of `job`, opened here."""
+    run = OPENED.get()
+    if run is not None:
+        yield run
+        return
+    assert job is not None
+    with opened(job) as run:
+        yield run
+
+
+def start_pool(job: Job, folder: RunFolder, events: EventLog) -> WorkerPool:
+    """The worker processes of a run, each on its own device."""
+    logs = folder.path / "workers"
+    logs.mkdir(mode=0o700, exist_ok=True)
+
+    def start(index: int) -> Child:
+        environment = job.placement.environment(index)
+        child = Child(WORKER_TARGET, environment=environment, log=logs / f"{index}.log")
+        order = WorkerOrder(
+            worker=index,
+            run=folder.path,
+            settings=job.settings,
+            device=job.placement.device,
+            threads=job.placement.threads,
+        )
+        child.send(order_message(order))
+        return child
+
+    return WorkerPool(
+        job.placement.workers,
+        depth=1 if job.settings.engine.deterministic else 2,
+        start=start,
+        stall_timeout=job.settings.workers.stall_timeout,
+        retries=job.settings.workers.retries,
+        on_event=events.tell,
+    )
+
+
+def _run_started(job: Job, folder: RunFolder) -> dict[str, Any]:
+    return {
+        "event": "run_started",
+        "run": folder.id,
+        "folder": str(folder.path),
+        "workers": job.placement.workers,
+        "device": job.placement.device,
+    }
+
+
+def _lock_beside(output: Path) -> Path:
+    return output.with_name(f".{output.name}.lock")
