@@ -1,0 +1,110 @@
+"""What a file is, told from its first bytes: Parquet or JSONL, and how it is compressed.
+
+Names are not trusted, with one exception: a file of zero bytes has no content to go by, so its extension decides.
+Something that is neither is refused here, before a million of its lines are each reported as invalid JSON.
+"""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from typing import Literal, TypeAlias
+
+import pyarrow as pa
+
+from data.errors import InputError
+from data.sources import Source, unreadable
+
+Format: TypeAlias = Literal["parquet", "jsonl"]
+Compression: TypeAlias = Literal["gzip", "zstd"] | None
+
+_SNIFFED = 1 << 16
+_JSONL_NAMES = (".jsonl", ".ndjson", ".json")
+_PARQUET_NAMES = (".parquet", ".parq", ".pq")
+_OTHERS = {
+    b"PK\x03\x04": "a zip archive",
+    b"ARROW1": "an Arrow IPC file",
+    b"ORC": "an ORC file",
+    b"Obj\x01": "an Avro file",
+    b"BZh": "bzip2-compressed",
+    b"\xfd7zXZ": "xz-compressed",
+    b"\x04\x22\x4d\x18": "lz4-compressed",
+    b"\x80\x02": "a Python pickle",
+    b"\x80\x03": "a Python pickle",
+    b"\x80\x04": "a Python pickle",
+    b"\x80\x05": "a Python pickle",
+    b"\x89HDF": "an HDF5 file",
+    b"SQLite format 3": "an SQLite database",
+    b"%PDF": "a PDF file",
+    b"\xff\xfe": "UTF-16 text",
+    b"\xfe\xff": "UTF-16 text",
+}
+
+
+def sniff(source: Source) -> tuple[Format, Compression]:
+    """Format and compression of a file. Reads at most 64 KiB. InputError names a file that is neither format."""
+    name = source.path.lower()
+    try:
+        with source.open() as stream:
+            head = _head(stream.read, _SNIFFED)
+    except OSError as error:
+        raise unreadable(source.path, error) from error
+    if not head:
+        if name.endswith(_PARQUET_NAMES):
+            raise InputError(f"{source.path} is empty: not a Parquet file")
+        return "jsonl", None
+    if head[:4] in (b"PAR1", b"PARE"):
+        return "parquet", None
+    if name.endswith(_PARQUET_NAMES):
+        raise InputError(f"{source.path} is named Parquet but its content is not")
+    compression = _compression(head)
+    text = _decompressed_head(source, head, compression)
+    for magic, what in _OTHERS.items():
+        if text.startswith(magic):
+            raise InputError(f"{source.path} is {what}: Parquet and JSONL, plain, gzip or zstd, are read")
+    if compression and text[:4] == b"PAR1":
+        raise InputError(f"{source.path} is a compressed Parquet file: decompress it, Parquet compresses inside")
+    _expect_json_lines(source, text, name.removesuffix(".gz").removesuffix(".zst").removesuffix(".zstd"))
+    return "jsonl", compression
+
+
+def _head(read: object, size: int) -> bytes:
+    """The first `size` bytes from a raw stream, which may return fewer at a time."""
+    parts: list[bytes] = []
+    missing = size
+    while missing > 0:
+        part: bytes = read(missing)  # type: ignore[operator]
+        if not part:
+            break
+        parts.append(part)
+        missing -= len(part)
+    return b"".join(parts)
+
+
+def _compression(head: bytes) -> Compression:
+    if head[:2] == b"\x1f\x8b":
+        return "gzip"
+    return "zstd" if head[:4] == b"\x28\xb5\x2f\xfd" else None
+
+
+def _decompressed_head(source: Source, head: bytes, compression: Compression) -> bytes:
+    if compression is None:
+        return head
+    try:
+        if compression == "gzip":
+            return zlib.decompressobj(wbits=31).decompress(head, _SNIFFED)
+        with pa.CompressedInputStream(pa.BufferReader(head), "zstd") as stream:
+            return bytes(stream.read(4096))
+    except (zlib.error, gzip.BadGzipFile, OSError) as error:
+        if isinstance(error, OSError) and "Truncated" in str(error):
+            return b""  # the frame goes on after the bytes that were sniffed: nothing to judge by
+        raise InputError(f"{source.path} is damaged: {compression} data cannot be decompressed") from error
+
+
+def _expect_json_lines(source: Source, text: bytes, name: str) -> None:
+    lines = [line.strip() for line in text.removeprefix(b"\xef\xbb\xbf").splitlines()]
+    lines = [line for line in lines if line]
+    if lines and (lines[0] == b"[" or (lines[0][:2] in (b"[{", b"[ ") and not lines[0].endswith(b"]"))):
+        raise InputError(f"{source.path} is one JSON array, not JSON lines: write one object a line")
+    if lines and not name.endswith(_JSONL_NAMES) and not any(line[:1] == b"{" for line in lines):
+        raise InputError(f"{source.path} is neither Parquet nor JSON lines")
