@@ -17,7 +17,7 @@ from tasks.configuration import load_settings
 from tasks.job import Job, RunOptions, prepare
 from tasks.run import OPENED, taken_or_opened
 from tasks.settings import Settings, set_explicitly
-from tasks.stages import Planner, finished_before, lot_tasks, plan_next_window, publish_result, report
+from tasks.stages import Planner, plan_next_window, publish_result, submit_lots
 from tasks.summary import RunReport
 
 LOTS_AT_ONCE = 64
@@ -47,7 +47,7 @@ def infer(
         planner = Planner(run)
         in_flight: list[list[PrefectFuture[None]]] = []
         while (window := plan_next_window(planner)) is not None:
-            in_flight.append([lot.submit() for lot in lot_tasks(run, window)])
+            in_flight.append(submit_lots(run, window))
             if len(in_flight) > 1:
                 _finish(in_flight.pop(0))
         for lots in in_flight:

@@ -94,7 +94,7 @@ class WorkerPool:
         return not (self._draining or self._closed or self._refusal)
 
     def submit(self, shard: Mapping[str, Any]) -> Future[Event]:
-        """Queue a shard; `shard["shard"]` is its id. The future gives the worker's `done` message.
+        """Queue a shard; `shard["id"]` is its id. The future gives the worker's `done` message.
 
         It raises WorkerDied (try again), Interrupted (the pool was closed) or NoWorkers (workers refuse to start).
         """
@@ -184,7 +184,7 @@ class WorkerPool:
                     if not self._waiting:
                         return
                     shard, future = self._waiting.popleft()
-                slot.held[shard["shard"]] = future
+                slot.held[shard["id"]] = future
                 slot.seen = time.monotonic()
                 slot.child.send(shard)  # a worker that is gone is found at its connection
 

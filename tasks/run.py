@@ -11,13 +11,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from data.ledger import Ledger
-from data.lock import locked
-from data.plan import Window
+from data.window import Window
 from data.run_folder import RunFolder, preflight, set_aside
+from data.target import Target
 from engine.supervisor import Child
 from tasks.display import Display
 from tasks.events import EventLog
@@ -67,7 +66,7 @@ def opened(job: Job) -> Iterator[OpenRun]:
         folder = RunFolder.create(job.run_path, job.identity)
         stack.enter_context(folder.lock())
         preflight(folder, job.output_path)
-        stack.enter_context(locked(_lock_beside(job.output_path), f"the output {job.output_path}"))
+        stack.enter_context(Target.at(job.output.path).lock())
         folder.sweep()
         progress = Progress()
         events = EventLog(folder.events, progress.tell)
@@ -134,7 +133,3 @@ def _run_started(job: Job, folder: RunFolder) -> dict[str, Any]:
         "workers": job.placement.workers,
         "device": job.placement.device,
     }
-
-
-def _lock_beside(output: Path) -> Path:
-    return output.with_name(f".{output.name}.lock")

@@ -1,0 +1,39 @@
+# Two commands from a fresh machine: `make sample` and `make test`. Both make .venv with the pinned packages first.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: sample test check format docs clean
+
+sample: .venv/installed
+	$(BIN)/overnight infer --config data/sample/config.toml
+
+test: .venv/installed-dev
+	$(BIN)/python -m pytest
+
+check: .venv/installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: .venv/installed-dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/python -m tasks.reference
+
+# torch comes first and by its exact version, so that a CPU build that pip can find is taken before any other.
+.venv/torch: constraints.txt
+	$(PYTHON) -m venv .venv
+	$(PIP) torch==2.13.0
+	touch $@
+
+.venv/installed: .venv/torch pyproject.toml
+	$(PIP) --editable .
+	touch $@
+
+.venv/installed-dev: .venv/torch pyproject.toml
+	$(PIP) --editable ".[dev]"
+	touch .venv/installed $@
+
+clean:
+	rm -rf .venv out

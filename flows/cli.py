@@ -1,0 +1,220 @@
+"""The command line. Heavy parts are imported where they are used, so that `overnight --help` answers at once.
+
+Exit status: 0 the complete result exists and verifies; 1 failed or over the error budget; 2 a setting or input is wrong
+and nothing was started; 3 a valid partial result; 4 another driver holds the run or the output; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from tasks.job import Job
+    from tasks.settings import Settings
+    from tasks.summary import RunReport
+
+app = typer.Typer(
+    name="overnight",
+    help="Offline batch inference for large language models: a dataset in, every row answered.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+DEFAULT_CONFIG = Path("config.toml")
+
+Input = Annotated[str | None, typer.Option("--input", help="Sets input.path.", metavar="PATH")]
+Output = Annotated[str | None, typer.Option("--output", help="Sets output.path.", metavar="PATH")]
+Model = Annotated[str | None, typer.Option("--model", help="Sets model.path.", metavar="MODEL")]
+Limit = Annotated[int | None, typer.Option("--limit", help="Sets input.limit: the first rows alone.", metavar="N")]
+Config = Annotated[Path | None, typer.Option("--config", help="Configuration file; ./config.toml if there is one.")]
+Sets = Annotated[list[str] | None, typer.Option("--set", help="Any setting below.", metavar="SECTION.KEY=VALUE")]
+RunDir = Annotated[Path | None, typer.Option("--run-dir", help="The run's folder; beside the output if not set.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Set earlier work aside, and replace another result.")]
+Retry = Annotated[bool, typer.Option("--retry-errors", help="Compute the rows that ended in an error again.")]
+
+
+class SettingsHelp(typer.core.TyperCommand):
+    """A command whose help ends with the reference of all settings."""
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002
+        """List every setting with its default and description."""
+        from tasks.reference import help_lines
+
+        with formatter.section("Settings (--set, OVERNIGHT_SECTION__KEY, or the configuration file)"):
+            formatter.write_dl(list(help_lines()))
+
+
+@app.command(cls=SettingsHelp)
+def infer(
+    input_path: Input = None,
+    output_path: Output = None,
+    model: Model = None,
+    limit: Limit = None,
+    config: Config = None,
+    sets: Sets = None,
+    run_dir: RunDir = None,
+    fresh: Fresh = False,
+    retry_errors: Retry = False,
+) -> None:
+    """Answer every row of a dataset and publish the result. Running it again resumes."""
+    from tasks.job import RunOptions, prepare
+
+    with _exit_status():
+        settings = _settings(config, sets, input_path, output_path, model, limit)
+        options = RunOptions(run_dir, fresh, retry_errors)
+        job = prepare(settings, options, datetime.now(), _resume_command())
+        report = _answer(job, config)
+    _print(report)
+    raise typer.Exit({"completed": 0, "partial": 3}.get(report.state, 1))
+
+
+@app.command()
+def status(
+    run: Annotated[Path | None, typer.Argument(help="A run's folder; the newest one below here if not given.")] = None,
+) -> None:
+    """Show how far a run is, from its folder alone."""
+    from rich.console import Console
+
+    from tasks.status import print_status, run_status
+
+    with _exit_status():
+        print_status(run_status(run), Console())
+
+
+@app.command()
+def audit(output: Annotated[Path, typer.Argument(help="A published folder or file.")]) -> None:
+    """Verify a published result from its bytes. Exit status 0 if it is valid, 1 if not."""
+    from data.audit import audit as verify
+    from tasks.summary import print_audit
+
+    with _exit_status():
+        report = verify(output)
+    print_audit(report)
+    raise typer.Exit(0 if report.valid else 1)
+
+
+@app.command()
+def doctor(config: Config = None, sets: Sets = None, model: Model = None) -> None:
+    """Check versions, devices, memory, disk and the model, and answer ten rows."""
+    from rich.console import Console
+
+    from tasks.doctor import checks, print_checks
+    from tasks.dry_run import dry_run
+
+    with _exit_status():
+        settings = _settings(config, sets, None, None, model, None)
+        healthy = print_checks(checks(settings, lambda: dry_run(settings)), Console())
+    raise typer.Exit(0 if healthy else 1)
+
+
+def main() -> None:
+    """The `overnight` program."""
+    app()
+
+
+def _answer(job: Job, config: Path | None) -> RunReport:
+    """Run the flow in this process, on the configured Prefect server or on one of the run's own."""
+    from data.errors import RunError
+    from tasks.outcome import failed_report, finished_before
+    from tasks.run import OPENED, opened
+
+    before = finished_before(job)
+    if before is not None:
+        return before
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with ExitStack() as stack:
+        run = stack.enter_context(opened(job))
+        OPENED.set(run)
+        try:
+            _configure_prefect(stack, run.folder.path / "prefect")
+            from flows.infer import infer as flow
+
+            report: RunReport = flow(config=str(config or ""), run_dir=str(job.run_path))
+        except RunError as error:
+            return failed_report(run, str(error))
+        except KeyboardInterrupt:
+            _print(failed_report(run, "interrupted; finished shards are kept", "interrupted"))
+            raise
+    return report
+
+
+@contextmanager
+def _exit_status() -> Iterator[None]:
+    """Turn the errors a user can meet into one line and the exit status of their kind."""
+    from data.errors import Held, InputError, RunError
+
+    try:
+        yield
+    except InputError as error:
+        _fail(str(error), 2)
+    except Held as error:
+        _fail(str(error), 4)
+    except RunError as error:
+        _fail(str(error), 1)
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    typer.echo(f"overnight: {message}", err=True)
+    raise typer.Exit(status)
+
+
+def _print(report: RunReport) -> None:
+    from rich.console import Console
+
+    from tasks.summary import print_summary
+
+    print_summary(report, Console())
+
+
+def _configure_prefect(stack: ExitStack, home: Path) -> None:
+    """Give Prefect a server of the run's own unless one is configured, and keep its log lines off the display."""
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "ERROR")
+    from prefect.context import refresh_global_settings_context
+    from prefect.settings import get_current_settings
+
+    from tasks.local_server import local_server
+
+    if get_current_settings().api.url is None:
+        os.environ["PREFECT_API_URL"] = stack.enter_context(local_server(home))
+        refresh_global_settings_context()
+
+
+def _settings(
+    config: Path | None,
+    sets: list[str] | None,
+    input_path: str | None,
+    output_path: str | None,
+    model: str | None,
+    limit: int | None,
+) -> Settings:
+    from tasks.configuration import load_settings
+
+    if config is None and DEFAULT_CONFIG.exists():
+        config = DEFAULT_CONFIG
+    if config is not None:
+        typer.echo(f"Settings from {config}", err=True)
+    options: dict[str, dict[str, Any]] = {
+        "input": {"path": input_path, "limit": limit},
+        "output": {"path": output_path},
+        "model": {"path": model},
+    }
+    given = {section: {k: v for k, v in values.items() if v is not None} for section, values in options.items()}
+    return load_settings(config, {section: values for section, values in given.items() if values}, sets or ())
+
+
+def _resume_command() -> str:
+    return shlex.join(["overnight", *(word for word in sys.argv[1:] if word != "--fresh")])

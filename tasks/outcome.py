@@ -1,0 +1,161 @@
+"""How a run ended, as a report: published now or earlier, or failed; with its accuracy where the answers are known."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+
+from data.errors import InputError
+from data.manifest import Manifest
+from data.publish import verify_published
+from data.target import Target
+from tasks.job import Job
+from tasks.run import OpenRun
+from tasks.summary import RunReport
+
+ROWS_SHOWN = 10
+
+
+def finished_before(job: Job) -> RunReport | None:
+    """The report of this very run if its complete result is published already; it is verified from its bytes.
+
+    Raises:
+        InputError: the output holds something that is not this run's.
+        RunError: the published files are not those that the manifest names.
+    """
+    target = Target.at(job.output.path)
+    manifest = target.read_manifest()
+    ours = manifest is not None and manifest.run == job.run_id
+    if target.occupied and manifest is not None and not ours and not job.options.fresh:
+        raise InputError(
+            f"{target.path} holds the result of another run ({manifest.run}): choose another --output, or replace it"
+            " with --fresh"
+        )
+    if not ours or job.options.fresh or job.options.retry_errors:
+        return None
+    started = time.monotonic()
+    manifest = verify_published(target.path)
+    if not manifest.complete:
+        return None
+    return published_report(job, manifest, seconds=time.monotonic() - started, message="published before; verified")
+
+
+def published_report(
+    job: Job, manifest: Manifest, *, seconds: float, message: str | None = None, resumed_rows: int = 0, folded: int = 0
+) -> RunReport:
+    """The report of a published result."""
+    target = Target.at(job.output.path)
+    return RunReport(
+        state="completed" if manifest.complete else "partial",
+        run_id=manifest.run,
+        folder=str(job.run_path),
+        output=str(target.path),
+        manifest=str(target.manifest),
+        rows=manifest.rows,
+        ok=manifest.ok,
+        errors=dict(manifest.errors),
+        error_rows=error_rows(target, manifest),
+        input_tokens=manifest.tokens["input"],
+        output_tokens=manifest.tokens["output"],
+        seconds=seconds,
+        resumed_rows=resumed_rows,
+        folded_rows=folded,
+        workers=job.placement.workers,
+        device=job.placement.device,
+        accuracy=accuracy(job, target, manifest),
+        accuracy_label=job.settings.job.expected or "",
+        resume_command=job.command,
+        message=message,
+        warnings=job.warnings,
+    )
+
+
+def failed_report(run: OpenRun, message: str, state: str = "failed") -> RunReport:
+    """The report of a run that ended without a result; what is committed stays."""
+    job = run.job
+    commits = run.ledger.commits().values()
+    ok = sum(commit.ok for commit in commits)
+    planned: dict[str, int] = {}
+    for window in run.windows:
+        for code, count in window.errors.items():
+            planned[code] = planned.get(code, 0) + count
+    return RunReport(
+        state=state,
+        run_id=run.folder.id,
+        folder=str(run.folder.path),
+        output=str(job.output_path),
+        manifest=None,
+        rows=sum(window.rows for window in run.windows),
+        ok=ok,
+        errors=planned,
+        error_rows={},
+        input_tokens=sum(commit.tokens["input"] for commit in commits),
+        output_tokens=sum(commit.tokens["output"] for commit in commits),
+        seconds=time.monotonic() - run.started,
+        resumed_rows=0,
+        folded_rows=sum(window.folded for window in run.windows),
+        workers=job.placement.workers,
+        device=job.placement.device,
+        accuracy=None,
+        accuracy_label="",
+        resume_command=job.command,
+        message=message,
+        warnings=job.warnings,
+    )
+
+
+def error_rows(target: Target, manifest: Manifest) -> dict[str, list[int]]:
+    """Positions of the first ten error rows of each code, read from the published files."""
+    found: dict[str, list[int]] = {}
+    if not manifest.errors:
+        return found
+    first = 0
+    for batch in _published(target, manifest, [f"{manifest.prefix}error"]):
+        column = batch.column(0)
+        valid = pc.is_valid(column)
+        if pc.any(valid).as_py():
+            for position in pc.indices_nonzero(valid).to_pylist():
+                rows = found.setdefault(column[position].as_py()["code"], [])
+                if len(rows) < ROWS_SHOWN:
+                    rows.append(first + position)
+        first += len(batch)
+    return found
+
+
+def accuracy(job: Job, target: Target, manifest: Manifest) -> float | None:
+    """Share of rows whose answer is the text in the column `job.expected`; None if that is not set or not published."""
+    expected = job.settings.job.expected
+    names = [str(column["name"]) for column in manifest.columns]
+    if expected is None or expected not in names or not manifest.rows:
+        return None
+    right = 0
+    for batch in _published(target, manifest, [f"{manifest.prefix}output", expected]):
+        right += sum(answer == wanted for answer, wanted in zip(*map(_texts, batch.columns), strict=True))
+    return right / manifest.rows
+
+
+def _texts(column: Any) -> list[str | None]:
+    return [value if value is None else str(value) for value in column.to_pylist()]
+
+
+def _published(target: Target, manifest: Manifest, columns: list[str]) -> Any:
+    """Record batches of some columns of the result, in row order."""
+    files = [str(target.parts()[part.name]) for part in manifest.files]
+    kind = "parquet" if manifest.format == "parquet" else "json"
+    return ds.dataset(files, format=kind).to_batches(columns=columns, use_threads=False)
+
+
+def timing(run: OpenRun) -> Mapping[str, Any]:
+    """What the manifest says of the run beside its counts."""
+    job = run.job
+    return {
+        "settings": job.settings.model_dump(mode="json", by_alias=True),
+        "digests": job.checkpoint.digests(),
+        "seconds": round(time.monotonic() - run.started, 3),
+        "workers": job.placement.workers,
+        "device": job.placement.device,
+    }

@@ -1,0 +1,133 @@
+"""The Prefect tasks of the infer flow: plan the next window, run a lot, publish.
+
+A lot is a few consecutive shards. Its task submits those that are not committed to the workers and waits for all of
+them; when a worker dies, the task fails after its other shards are done, and Prefect runs it again after a while. What
+a task passes on is names: windows and shards by index and id, results by path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import wait
+from itertools import pairwise
+from typing import Any
+
+from prefect import State, task
+from prefect.cache_policies import NO_CACHE
+from prefect.futures import PrefectFuture
+from prefect.tasks import exponential_backoff
+
+from data.plan import plan_windows
+from data.sharding import PlanOptions
+from data.shards import Shard
+from data.window import Window
+from tasks.pool import WorkerDied
+from tasks.run import OpenRun
+
+MAX_LOTS = 500
+
+
+class Planner:
+    """The windows of a run, one at a time, as they are asked for."""
+
+    def __init__(self, run: OpenRun) -> None:
+        settings = run.job.settings
+        self.run = run
+        self._windows = plan_windows(
+            run.folder,
+            run.job.dataset,
+            run.job.prompter,
+            run.job.run_id,
+            PlanOptions(
+                kind=settings.job.kind,
+                max_tokens=settings.sampling.max_tokens,
+                fold=settings.job.kind != "generate" or settings.sampling.temperature == 0,
+            ),
+        )
+
+    def next(self) -> Window | None:
+        """Plan the next window, or load it if it was planned before; None after the last."""
+        window = next(self._windows, None)
+        if window is not None:
+            self.run.windows.append(window)
+            self.run.events.tell(_planned(window))
+            self._tell_resumed(window)
+        return window
+
+    def _tell_resumed(self, window: Window) -> None:
+        commits = self.run.ledger.commits()
+        done = [(shard, commits[shard.id]) for shard in window.shards if shard.id in commits]
+        if done:
+            self.run.events.tell(
+                {
+                    "event": "resumed",
+                    "shards": len(done),
+                    "rows": sum(shard.rows for shard, _ in done),
+                    "ok": sum(commit.ok for _, commit in done),
+                    "errors": sum(commit.errors for _, commit in done),
+                }
+            )
+
+
+@task(name="plan", cache_policy=NO_CACHE, persist_result=False)
+def plan_next_window(planner: Planner) -> Window | None:
+    """Plan one window of the input."""
+    return planner.next()
+
+
+@task(cache_policy=NO_CACHE, persist_result=False)
+def run_lot(run: OpenRun, shards: Sequence[Shard]) -> None:
+    """Have the shards of a lot answered and committed, those that are not yet.
+
+    Raises:
+        WorkerDied: a worker ended while it held one of them; what was finished is committed.
+        RunError: a shard cannot be computed or stored.
+    """
+    futures = [run.pool.submit(shard.to_json()) for shard in run.ledger.missing(shards)]
+    wait(futures)
+    for future in futures:
+        future.result()
+
+
+def submit_lots(run: OpenRun, window: Window) -> list[PrefectFuture[None]]:
+    """Start the lots of a window, at most 500 over all windows, each a Prefect task run of its own."""
+    shards = window.shards
+    count = max(1, min(len(shards), MAX_LOTS // _windows_expected(run, window)))
+    bounds = [len(shards) * number // count for number in range(count + 1)]
+    lots = [shards[start:stop] for start, stop in pairwise(bounds) if stop > start]
+    retries = run.job.settings.workers.retries
+
+    def worth_retrying(_task: Any, _task_run: Any, state: State[None]) -> bool:
+        return run.pool.open and isinstance(state.result(raise_on_failure=False), WorkerDied)
+
+    return [
+        run_lot.with_options(
+            task_run_name=f"window {window.index} lot {number}",
+            retries=retries,
+            retry_delay_seconds=exponential_backoff(backoff_factor=1) if retries else None,
+            retry_condition_fn=worth_retrying,
+        ).submit(run, lot)
+        for number, lot in enumerate(lots)
+    ]
+
+
+def _windows_expected(run: OpenRun, window: Window) -> int:
+    """How many windows the input will have, judged by the bytes that those so far took."""
+    if window.last or not window.bytes_read:
+        return window.index + 1
+    total = sum(file.size for file in run.job.dataset.files)
+    return max(window.index + 2, -(-total * (window.index + 1) // window.bytes_read))
+
+
+def _planned(window: Window) -> dict[str, Any]:
+    return {
+        "event": "planned",
+        "window": window.index,
+        "rows": window.rows,
+        "sequences": sum(shard.sequences for shard in window.shards),
+        "shards": len(window.shards),
+        "errors": dict(window.errors),
+        "folded": window.folded,
+        "input_tokens": window.input_tokens,
+        "last": window.last,
+    }
