@@ -7,20 +7,25 @@ at most two windows are in flight, which bounds what lies on disk.
 from __future__ import annotations
 
 from pathlib import Path
+from uuid import UUID
 
-from prefect import flow
+from prefect import State, flow
 from prefect.futures import PrefectFuture, wait
 from prefect.runtime import flow_run
+from prefect.states import Completed
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from tasks.artifacts import show_progress, show_report, start_progress
 from tasks.configuration import load_settings
 from tasks.job import Job, RunOptions, prepare
-from tasks.run import OPENED, taken_or_opened
+from tasks.outcome import finished_before
+from tasks.run import OPENED, OpenRun, taken_or_opened
 from tasks.settings import Settings, set_explicitly
 from tasks.stages import Planner, plan_next_window, publish_result, submit_lots
 from tasks.summary import RunReport
 
 LOTS_AT_ONCE = 64
+PROGRESS_SECONDS = 5.0
 
 
 @flow(name="infer", task_runner=ThreadPoolTaskRunner(max_workers=LOTS_AT_ONCE), persist_result=False)
@@ -30,42 +35,52 @@ def infer(
     run_dir: str | None = None,
     fresh: bool = False,
     retry_errors: bool = False,
-) -> RunReport:
+) -> RunReport | State[RunReport]:
     """Answer every row of a dataset and publish the result.
 
     Args:
-        config: path of the configuration file.
+        config: path of the configuration file; empty for none.
         settings: settings that go before those of the file; what is left out is taken from there.
         run_dir: the run's folder; beside the output unless set.
         fresh: set an earlier ledger of this run aside and compute everything again.
         retry_errors: compute the rows that ended in an error again.
     """
     job = None if OPENED.get() else _prepare(config, settings, RunOptions(_path(run_dir), fresh, retry_errors))
-    if job is not None and (before := finished_before(job)):
-        return report(before)
-    with taken_or_opened(job) as run:
-        planner = Planner(run)
-        in_flight: list[list[PrefectFuture[None]]] = []
-        while (window := plan_next_window(planner)) is not None:
-            in_flight.append(submit_lots(run, window))
-            if len(in_flight) > 1:
-                _finish(in_flight.pop(0))
-        for lots in in_flight:
-            _finish(lots)
-        return report(publish_result(run))
+    report = finished_before(job) if job else None
+    if report is None:
+        with taken_or_opened(job) as run:
+            answer_rows(run)
+            report = publish_result(run)
+    show_report(report)
+    return Completed(name="Partial", data=report) if report.state == "partial" else report
 
 
-def _finish(lots: list[PrefectFuture[None]]) -> None:
+def answer_rows(run: OpenRun) -> None:
+    """Plan and run every window; each lot is a task run of its own."""
+    bar = start_progress(run.folder.id)
+    planner = Planner(run)
+    in_flight: list[list[PrefectFuture[None]]] = []
+    while (window := plan_next_window(planner)) is not None:
+        in_flight.append(submit_lots(run, window))
+        if len(in_flight) > 1:
+            _finish(in_flight.pop(0), run, bar)
+    for lots in in_flight:
+        _finish(lots, run, bar)
+
+
+def _finish(lots: list[PrefectFuture[None]], run: OpenRun, bar: UUID) -> None:
     """Wait until every lot has ended, then raise what the first failed one raised."""
-    wait(lots)  # type: ignore[arg-type]
+    while wait(lots, timeout=PROGRESS_SECONDS).not_done:  # type: ignore[arg-type]
+        show_progress(bar, run.progress)
+    show_progress(bar, run.progress)
     for lot in lots:
         lot.result()
 
 
 def _prepare(config: str, settings: Settings, options: RunOptions) -> Job:
-    overrides = set_explicitly(settings)
-    loaded = load_settings(Path(config), overrides)
-    return prepare(loaded, options, flow_run.scheduled_start_time, f"prefect deployment run infer (config {config})")
+    loaded = load_settings(Path(config) if config else None, set_explicitly(settings))
+    command = f"prefect flow-run retry {flow_run.id}"
+    return prepare(loaded, options, flow_run.scheduled_start_time, command)
 
 
 def _path(text: str | None) -> Path | None:

@@ -149,7 +149,7 @@ def _published(target: Target, manifest: Manifest, columns: list[str]) -> Any:
     return ds.dataset(files, format=kind).to_batches(columns=columns, use_threads=False)
 
 
-def timing(run: OpenRun) -> Mapping[str, Any]:
+def manifest_fields(run: OpenRun) -> Mapping[str, Any]:
     """What the manifest says of the run beside its counts."""
     job = run.job
     return {

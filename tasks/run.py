@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from data.ledger import Ledger
-from data.window import Window
 from data.run_folder import RunFolder, preflight, set_aside
 from data.target import Target
+from data.window import Window
 from engine.supervisor import Child
 from tasks.display import Display
 from tasks.events import EventLog
@@ -41,6 +41,12 @@ class OpenRun:
     pool: WorkerPool
     started: float
     windows: list[Window] = field(default_factory=list)
+    resumed_rows: int = 0
+
+    @property
+    def folded_rows(self) -> int:
+        """Rows that share the answer of another row, in the windows planned so far."""
+        return sum(window.folded for window in self.windows)
 
     def warn(self, message: str) -> None:
         """Tell the user of something that does not stop the run."""

@@ -7,6 +7,7 @@ a task passes on is names: windows and shards by index and id, results by path.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from concurrent.futures import wait
 from itertools import pairwise
@@ -18,11 +19,15 @@ from prefect.futures import PrefectFuture
 from prefect.tasks import exponential_backoff
 
 from data.plan import plan_windows
+from data.publish import publish
+from data.results import result_schema
 from data.sharding import PlanOptions
 from data.shards import Shard
 from data.window import Window
+from tasks.outcome import manifest_fields, published_report
 from tasks.pool import WorkerDied
 from tasks.run import OpenRun
+from tasks.summary import RunReport
 
 MAX_LOTS = 500
 
@@ -58,6 +63,7 @@ class Planner:
         commits = self.run.ledger.commits()
         done = [(shard, commits[shard.id]) for shard in window.shards if shard.id in commits]
         if done:
+            self.run.resumed_rows += sum(shard.rows for shard, _ in done)
             self.run.events.tell(
                 {
                     "event": "resumed",
@@ -131,3 +137,28 @@ def _planned(window: Window) -> dict[str, Any]:
         "input_tokens": window.input_tokens,
         "last": window.last,
     }
+
+
+@task(name="publish", cache_policy=NO_CACHE, persist_result=False)
+def publish_result(run: OpenRun) -> RunReport:
+    """Assemble the result of every committed shard, rename it into place, and write its manifest.
+
+    Raises:
+        RunError: the error budget is exceeded, or a committed file is damaged; nothing was published.
+    """
+    job = run.job
+    run.events.tell({"event": "publishing"})
+    size = job.checkpoint.config.get("hidden_size")
+    schema = result_schema(job.settings.job.kind, size, job.settings.job.choices)
+    manifest = publish(run.folder, run.windows, job.dataset, job.output, schema, manifest_fields(run))
+    run.events.tell(
+        {
+            "event": "published",
+            "path": str(job.output_path),
+            "rows": manifest.rows,
+            "ok": manifest.ok,
+            "errors": sum(manifest.errors.values()),
+        }
+    )
+    seconds = time.monotonic() - run.started
+    return published_report(job, manifest, seconds=seconds, resumed_rows=run.resumed_rows, folded=run.folded_rows)
