@@ -58,12 +58,6 @@ def load_settings(
     return _validate(merged, sources)
 
 
-def set_explicitly(settings: Settings) -> dict[str, dict[str, Any]]:
-    """What was given rather than defaulted, by section and key: the overrides a flow's parameters carry."""
-    given = settings.model_dump(exclude_unset=True, by_alias=True)
-    return {section: values for section, values in given.items() if values}
-
-
 def _validate(merged: Mapping[str, Mapping[str, Any]], sources: Mapping[str, str]) -> Settings:
     try:
         settings = Settings.model_validate(merged)

@@ -109,3 +109,9 @@ def reference() -> Iterator[Setting]:
                 default=field.get_default(call_default_factory=True),
                 description=field.description or "",
             )
+
+
+def set_explicitly(settings: Settings) -> dict[str, dict[str, Any]]:
+    """What was given rather than defaulted, by section and key: the overrides a flow's parameters carry."""
+    given = settings.model_dump(exclude_unset=True, by_alias=True)
+    return {section: values for section, values in given.items() if values}

@@ -1,0 +1,41 @@
+"""A worker process for tests of the pool: it does what the shard it is given says."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+
+from engine.child import Mailbox
+
+
+def main(mailbox: Mailbox) -> None:
+    """Answer each message by its `do`."""
+    mailbox.send({"event": "ready", "pid": os.getpid()})
+    while True:
+        message = mailbox.receive(wait=True)
+        assert message is not None
+        if message["do"] == "die":
+            print("about to die", flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+        if message["do"] == "die once" and not os.path.exists(message["mark"]):
+            open(message["mark"], "w").close()
+            sys.exit(7)
+        if message["do"] == "hang":
+            time.sleep(1000)
+        if message["do"] == "fail":
+            mailbox.send({"event": "failed", "shard": message["id"], "message": "disk full"})
+            continue
+        time.sleep(message.get("seconds", 0))
+        mailbox.send({"event": "done", "shard": message["id"], "pid": os.getpid()})
+
+
+def refusing(mailbox: Mailbox) -> None:
+    """A worker whose model does not load."""
+    mailbox.send({"event": "refused", "message": "no such model"})
+
+
+def dying(_mailbox: Mailbox) -> None:
+    """A worker that never comes up."""
+    sys.exit(1)

@@ -1,0 +1,144 @@
+"""The worker pool over real processes: work is shared, deaths are survived, nothing is left behind."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from data.errors import RunError
+from engine.supervisor import Child
+from tasks.pool import Interrupted, NoWorkers, WorkerDied, WorkerPool
+
+ROOT = Path(__file__).parent.parent.parent
+MakePool = Callable[..., WorkerPool]
+
+
+@pytest.fixture
+def events() -> list[dict[str, Any]]:
+    return []
+
+
+@pytest.fixture
+def make_pool(tmp_path: Path, events: list[dict[str, Any]]) -> Iterator[MakePool]:
+    pools: list[WorkerPool] = []
+
+    def make(size: int = 2, target: str = "main", stall: float = 60.0, retries: int = 2, depth: int = 1) -> WorkerPool:
+        def start(index: int) -> Child:
+            name = f"tests.tasks.obedient_worker:{target}"
+            return Child(name, environment={"PYTHONPATH": str(ROOT)}, log=tmp_path / f"{index}.log")
+
+        pool = WorkerPool(size, depth, start, stall_timeout=stall, retries=retries, on_event=events.append)
+        pools.append(pool)
+        return pool
+
+    yield make
+    for pool in pools:
+        pool.close()
+
+
+def work(number: int, do: str = "work", **more: Any) -> dict[str, Any]:
+    return {"id": f"s{number}", "do": do, **more}
+
+
+def test_idle_workers_take_the_next_shard(make_pool: MakePool) -> None:
+    pool = make_pool(2)
+    futures = [pool.submit(work(n, seconds=0.05)) for n in range(20)]
+    answers = [future.result(timeout=60) for future in futures]
+    assert [answer["shard"] for answer in answers] == [f"s{n}" for n in range(20)]
+    assert {answer["worker"] for answer in answers} == {0, 1}
+
+
+def test_a_slow_shard_does_not_hold_the_others_up(make_pool: MakePool) -> None:
+    pool = make_pool(2)
+    slow = pool.submit(work(0, seconds=20))
+    others = [pool.submit(work(n)) for n in range(1, 10)]
+    assert all(future.result(timeout=15) for future in others)
+    assert not slow.done()
+
+
+def test_a_killed_worker_is_replaced_and_the_rest_goes_on(make_pool: MakePool, events: list[dict[str, Any]]) -> None:
+    pool = make_pool(2)
+    deadly = pool.submit(work(0, "die"))
+    others = [pool.submit(work(n, seconds=0.01)) for n in range(1, 10)]
+    with pytest.raises(WorkerDied, match=r"SIGKILL.*about to die"):
+        deadly.result(timeout=60)
+    assert all(future.result(timeout=60) for future in others)
+    pids = {event["pid"] for event in events if event["event"] == "ready"}
+    again = [pool.submit(work(n, seconds=0.2)) for n in range(10, 20)]
+    assert {future.result(timeout=60)["worker"] for future in again} == {0, 1}
+    assert len({event["pid"] for event in events if event["event"] == "ready"} | pids) == 3
+
+
+def test_a_stalled_worker_is_replaced(make_pool: MakePool) -> None:
+    pool = make_pool(1, stall=4.0)
+    with pytest.raises(WorkerDied, match="no progress for 4 s"):
+        pool.submit(work(0, "hang")).result(timeout=60)
+    assert pool.submit(work(1)).result(timeout=60)["shard"] == "s1"
+
+
+def test_a_shard_that_cannot_be_stored_is_no_fault_of_the_worker(make_pool: MakePool) -> None:
+    pool = make_pool(1)
+    with pytest.raises(RunError, match="disk full"):
+        pool.submit(work(0, "fail")).result(timeout=60)
+    assert pool.submit(work(1)).result(timeout=60)["shard"] == "s1"
+
+
+def test_workers_that_refuse_end_the_wait_with_their_reason(make_pool: MakePool) -> None:
+    pool = make_pool(2, "refusing")
+    with pytest.raises(NoWorkers, match="no such model"):
+        pool.submit(work(0)).result(timeout=60)
+    assert not pool.open
+
+
+def test_workers_that_never_come_up_end_the_wait(make_pool: MakePool) -> None:
+    with pytest.raises(NoWorkers, match="died repeatedly"):
+        make_pool(2, "dying", retries=1).submit(work(0)).result(timeout=60)
+
+
+def test_closing_leaves_no_process_and_no_open_future(make_pool: MakePool, events: list[dict[str, Any]]) -> None:
+    pool = make_pool(2)
+    futures = [pool.submit(work(n, seconds=30)) for n in range(5)]
+    while sum(event["event"] == "ready" for event in events) < 2:
+        time.sleep(0.05)
+    pool.close()
+    for future in futures:
+        with pytest.raises(Interrupted):
+            future.result(timeout=1)
+    assert not any(psutil.pid_exists(event["pid"]) for event in events if event["event"] == "started")
+    with pytest.raises(Interrupted):
+        pool.submit(work(9)).result(timeout=1)
+
+
+def test_draining_finishes_what_is_held_and_nothing_more(make_pool: MakePool, events: list[dict[str, Any]]) -> None:
+    pool = make_pool(1)
+    first, second = pool.submit(work(0, seconds=1)), pool.submit(work(1))
+    while not any(event["event"] == "ready" for event in events):
+        time.sleep(0.05)
+    time.sleep(0.3)
+    pool.close(patience=20)
+    assert first.result(timeout=1)["shard"] == "s0"
+    with pytest.raises(Interrupted):
+        second.result(timeout=1)
+
+
+def test_workers_end_with_a_killed_driver(tmp_path: Path) -> None:
+    script = (
+        "import sys, time; from pathlib import Path; from engine.supervisor import Child\n"
+        "child = Child('tests.tasks.obedient_worker:main', environment={}, log=Path(sys.argv[1]))\n"
+        "child.receive(); child.send({'id': 's', 'do': 'hang'}); print(child.pid, flush=True); time.sleep(1000)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", script, str(tmp_path / "log")]
+    with subprocess.Popen(command, env=environment, cwd=ROOT, stdout=subprocess.PIPE) as driver:
+        assert driver.stdout is not None
+        worker = psutil.Process(int(driver.stdout.readline()))
+        driver.kill()
+    worker.wait(timeout=10)
