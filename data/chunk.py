@@ -29,8 +29,11 @@ class Chunk(Protocol):
     def records(self) -> Sequence[Record | BadRow]:
         """One record a row, partition columns included, or the reason why there is none."""
 
+    def head(self, rows: int) -> Chunk:
+        """The first `rows` rows."""
+
     def arrow(self, schema: pa.Schema) -> pa.RecordBatch:
         """The columns of `schema` as one batch of len(self) rows; bad rows and missing keys are null."""
 
     def lines(self) -> list[str | None]:
-        """JSONL: each row's verbatim text without its line end, None where it could not be parsed. Parquet: all None."""
+        """JSONL: each row's text as it was, without the line end; None where it was unparsable. Parquet: all None."""

@@ -1,0 +1,41 @@
+"""One file of the input and what identifies its bytes."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from data.formats import Compression, Format
+from data.sources import Partition, Source, unreadable
+from data.streams import BLOCK
+
+
+@dataclass(frozen=True, slots=True)
+class InputFile:
+    """One file of the input as the manifest records it. `sha256` is empty until `Dataset.fingerprint`.
+
+    On an object store that versions its objects, `sha256` holds the store's name of the version ("etag:...") instead.
+    """
+
+    path: str
+    relative: str
+    size: int
+    sha256: str
+    format: Format
+    compression: Compression
+    partition: Partition
+
+
+def identity(source: Source) -> str:
+    """sha256 of the bytes, or the version that an object store gives the object. InputError if it cannot be read."""
+    version = source.version()
+    if version is not None:
+        return version
+    digest = hashlib.sha256()
+    with source.open() as stream:
+        try:
+            while block := stream.read(BLOCK):
+                digest.update(block)
+        except OSError as error:
+            raise unreadable(source.path, error) from error
+    return digest.hexdigest()
