@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: sample test check format docs clean
+.PHONY: sample test check format scale clean
 
 sample: .venv/installed
 	$(BIN)/overnight infer --config data/sample/config.toml
@@ -20,6 +20,10 @@ format: .venv/installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 	$(BIN)/python -m tasks.reference
+
+# A million rows through everything but the model, with the time and the driver's memory.
+scale: .venv/installed-dev
+	$(BIN)/python -m tests.scale.million
 
 # torch comes first and by its exact version, so that a CPU build that pip can find is taken before any other.
 .venv/torch: constraints.txt

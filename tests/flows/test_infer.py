@@ -1,0 +1,182 @@
+"""`overnight infer` as a user meets it: exit status, published rows, messages, resuming."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.flows.conftest import MODEL, Overnight, messages, program, write_rows
+
+
+def read(output: Path) -> list[dict[str, Any]]:
+    files = sorted(output.glob("part-*.parquet")) if output.is_dir() else [output]
+    rows: list[dict[str, Any]] = pa.concat_tables([pq.read_table(file) for file in files]).to_pylist()
+    return rows
+
+
+def digest(output: Path) -> str:
+    state = hashlib.sha256()
+    for file in sorted(output.glob("part-*")):
+        state.update(file.name.encode() + file.read_bytes())
+    return state.hexdigest()
+
+
+def test_every_row_is_answered_in_order(overnight: Overnight, tmp_path: Path) -> None:
+    rows = [*messages(60), {"id": 60, "text": "  "}, '{"id": 61, "text": ', {"id": 62, "text": "x " * 5000}]
+    source = write_rows(tmp_path / "in.jsonl", rows)
+    done = overnight("infer", "--input", source, "--output", "out", "--set", "output.error_budget=0.1")
+    assert done.returncode == 0
+    published = read(tmp_path / "out")
+    assert [row["id"] for row in published] == [*range(61), None, 62]
+    assert [row["status"] for row in published] == ["ok"] * 60 + ["error"] * 3
+    assert [row["error"]["code"] for row in published[60:]] == ["blank_prompt", "invalid_json", "prompt_too_long"]
+    assert all(row["output_tokens"] > 0 and row["finish_reason"] in ("stop", "length") for row in published[:60])
+    manifest = json.loads((tmp_path / "out" / "_manifest.json").read_text())
+    assert (manifest["rows"], manifest["ok"], manifest["complete"]) == (63, 60, True)
+    for word in ("63", "60", "blank_prompt", "invalid_json", "prompt_too_long", "61"):
+        assert word in done.stdout
+    assert overnight("audit", "out").returncode == 0
+
+
+def test_the_answers_are_those_of_transformers(overnight: Overnight, tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    source = write_rows(tmp_path / "in.jsonl", list(messages(12)))
+    assert overnight("infer", "--input", source, "--output", "out.parquet").returncode == 0
+    tokenizer = AutoTokenizer.from_pretrained(MODEL)
+    model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
+    for row in read(tmp_path / "out.parquet"):
+        prompt = f"<|im_start|>user\n{row['text']}<|im_end|>\n<|im_start|>assistant\n"
+        ids = tokenizer(prompt, return_tensors="pt")
+        made = model.generate(**ids, max_new_tokens=8, do_sample=False)[0, ids["input_ids"].shape[1] :]
+        assert row["output"] == tokenizer.decode(made, skip_special_tokens=True)
+
+
+def test_running_again_verifies_and_changes_nothing(overnight: Overnight, tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "in.jsonl", list(messages(20)))
+    assert overnight("infer", "--input", source, "--output", "out").returncode == 0
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+    again = overnight("infer", "--input", source, "--output", "out", timeout=20)
+    assert again.returncode == 0
+    assert "verified" in again.stdout
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == before
+    part = tmp_path / "out" / "part-00000.parquet"
+    part.write_bytes(part.read_bytes()[:-1] + b"x")
+    assert overnight("infer", "--input", source, "--output", "out").returncode == 1
+    assert overnight("audit", "out").returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--set", "sampling.temprature=1"], ["sampling.temprature", "sampling.temperature"]),
+        (["--set", "job.prompt={{ txet }}"], ["txet", "text"]),
+        (["--model", "absent-model"], ["absent-model"]),
+        (["--input", "absent.jsonl"], ["absent.jsonl"]),
+        (["--set", "engine.dtype=float16"], ["engine.dtype"]),
+        (["--output", "data.csv"], ["output.path"]),
+    ],
+)
+def test_a_wrong_setting_starts_nothing(
+    overnight: Overnight, tmp_path: Path, arguments: list[str], words: list[str]
+) -> None:
+    pq.write_table(pa.Table.from_pylist(list(messages(3))), tmp_path / "in.parquet")
+    defaults = {"--input": "in.parquet", "--output": "out"}
+    for option, value in zip(arguments[::2], arguments[1::2], strict=True):
+        defaults.pop(option, None)
+        del value
+    rest = [word for pair in defaults.items() for word in pair]
+    done = overnight("infer", *arguments, *rest, timeout=20)
+    assert done.returncode == 2
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("overnight: ")]
+    assert [word for word in words if word not in line] == []
+    assert not (tmp_path / ".overnight").exists()
+
+
+def test_over_the_error_budget_keeps_the_answers(overnight: Overnight, tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "in.jsonl", [*messages(20), {"id": 20, "text": ""}])
+    arguments = ["infer", "--input", source, "--output", "out"]
+    refused = overnight(*arguments)
+    assert refused.returncode == 1
+    assert "error_budget" in refused.stdout + refused.stderr
+    assert not (tmp_path / "out").exists()
+    assert overnight(*arguments, "--set", "output.error_budget=0.5").returncode == 0
+    events = [json.loads(line) for line in next(tmp_path.glob(".overnight/*/events.jsonl")).open()]
+    assert sum(event["event"] == "done" for event in events) == len(
+        {event["shard"] for event in events if event["event"] == "done"}
+    )
+
+
+def wait_for(condition: Any, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("victim", ["group", "driver", "worker"])
+def test_killed_and_resumed(
+    overnight: Overnight, environment: dict[str, str], config: Path, tmp_path: Path, victim: str
+) -> None:
+    source = write_rows(tmp_path / "in.jsonl", list(messages(400)))
+    arguments = ["infer", "--input", source, "--config", config, "--set", "sampling.max_tokens=24"]
+    assert overnight(*arguments, "--output", "plain/out").returncode == 0
+
+    words = program(*arguments, "--output", "killed/out")
+    commits = tmp_path / "killed" / ".overnight"
+    driver = subprocess.Popen(words, env=environment, cwd=tmp_path, start_new_session=True, stderr=subprocess.DEVNULL)
+    wait_for(lambda: len(list(commits.glob("*/commits/*.json"))) >= 2)
+    children = psutil.Process(driver.pid).children(recursive=True)
+    workers = [child for child in children if "tasks.worker:main" in child.cmdline()]
+    assert len(workers) == 2
+    if victim == "worker":
+        workers[0].kill()
+        assert driver.wait(timeout=200) == 0
+    else:
+        os.killpg(driver.pid, signal.SIGKILL) if victim == "group" else driver.kill()
+        driver.wait()
+        _, alive = psutil.wait_procs(children, timeout=10)
+        assert alive == [], "processes outlive their driver"
+        done = {path.name: path.read_bytes() for path in commits.glob("*/commits/*.json")}
+        assert overnight(*arguments, "--output", "killed/out").returncode == 0
+        now = {path.name: path.read_bytes() for path in commits.glob("*/commits/*.json")}
+        assert now.items() >= done.items(), "a committed shard was computed again"
+    assert digest(tmp_path / "killed" / "out") == digest(tmp_path / "plain" / "out")
+
+
+def test_interrupted_by_the_user(environment: dict[str, str], config: Path, tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "in.jsonl", list(messages(400)))
+    words = program("infer", "--input", source, "--output", "out", "--config", config)
+    driver = subprocess.Popen(words, env=environment, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    wait_for(lambda: list(tmp_path.glob(".overnight/*/commits/*.json")))
+    children = psutil.Process(driver.pid).children(recursive=True)
+    driver.send_signal(signal.SIGINT)
+    stdout, _ = driver.communicate(timeout=60)
+    assert driver.returncode == 130
+    assert "overnight infer" in stdout
+    assert psutil.wait_procs(children, timeout=10)[1] == []
+
+
+def test_a_second_driver_is_refused(
+    overnight: Overnight, environment: dict[str, str], config: Path, tmp_path: Path
+) -> None:
+    source = write_rows(tmp_path / "in.jsonl", list(messages(400)))
+    words = program("infer", "--input", source, "--output", "out", "--config", config)
+    with subprocess.Popen(words, env=environment, cwd=tmp_path) as driver:
+        wait_for(lambda: list(tmp_path.glob(".overnight/*/lock")))
+        second = overnight("infer", "--input", source, "--output", "out", timeout=30)
+        assert second.returncode == 4
+        driver.send_signal(signal.SIGTERM)
+        assert driver.wait(timeout=60) == 130
