@@ -19,24 +19,10 @@ ROWS = 1_000_000
 MAX_SECONDS, MAX_BYTES = 600, 1_500_000_000
 ROOT = Path(__file__).parent.parent.parent
 MODEL = next(path.parent for path in sorted((ROOT / "data" / "models").glob("*/config.json")))
-WORDS = [
-    "order",
-    "refund",
-    "late",
-    "parcel",
-    "invoice",
-    "card",
-    "login",
-    "blue",
-    "box",
-    "size",
-    "return",
-    "never",
-    "arrived",
-    "thanks",
-    "broken",
-    "please",
-]
+WORDS = (
+    *("order", "refund", "late", "parcel", "invoice", "card", "login", "blue"),
+    *("box", "size", "return", "never", "arrived", "thanks", "broken", "please"),
+)
 
 
 def write_rows(path: Path, rows: int) -> None:
