@@ -51,9 +51,9 @@ class AttentionBackend(Protocol):
         """Return the attention output [T, H, D] of query heads H [H, T, D] over key/value heads K [K, T, D].
 
         The inputs hold the T tokens of this forward pass, sequence after sequence, rotary embedding applied; their
-        strides are arbitrary and, under autocast, their dtypes may differ. H is a multiple of K, and query head h reads key head h // (H // K). `layer` is the
-        module's index, -1 where it has none. With `window`, a query sees its own key and the `window - 1` before it
-        (on both sides where not causal, as transformers' bidirectional window does).
+        strides are arbitrary and, under autocast, their dtypes may differ. H is a multiple of K, and query head h
+        reads key head h // (H // K). `layer` is the module's index, -1 where it has none. With `window`, a query sees
+        its own key and the `window - 1` before it, and as many after it where not causal.
         """
 
 

@@ -1,0 +1,89 @@
+"""Runs a planned step on the model: packs its tokens, attends over the paged KV cache, samples.
+
+What lives across steps lives on the device, a line for each running sequence: its block table and its last token. A
+step is therefore launched without reading the one before it, and the tokens it gives are read when the caller likes.
+"""
+
+from __future__ import annotations
+
+import inspect
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from engine.attention import attending
+from engine.kv_memory import autocast
+from engine.paged import BLOCK, NULL_BLOCK, PagedAttention, PagedKV
+from engine.sampling import Sampler
+from engine.scheduler import Step
+from engine.sequence import Sequence
+from engine.settings import EngineSettings
+
+
+class Runner:
+    """The model, its KV cache and the rows of the running sequences."""
+
+    def __init__(
+        self, model: PreTrainedModel, settings: EngineSettings, kv: PagedKV, sampler: Sampler, *, rows: int, blocks: int
+    ) -> None:
+        """rows: sequences that run at once; blocks: most blocks that one of them holds."""
+        self._model = model
+        self._settings = settings
+        self._device = kv.device
+        self._kv = kv
+        self._sampler = sampler
+        self._tables = torch.full((rows, blocks), NULL_BLOCK, dtype=torch.int64, device=kv.device)
+        self._last = torch.zeros(rows, dtype=torch.int64, device=kv.device)
+        if "logits_to_keep" not in inspect.signature(model.forward).parameters:
+            raise ValueError(f"{type(model).__name__} cannot leave out logits (no logits_to_keep); it cannot generate")
+
+    def launch(self, step: Step) -> Tensor:
+        """Compute the step; tokens int64 [S] of step.sampled, on the device."""
+        self._admit(step.admitted)
+        decode = len(step.decode)
+        rows = np.array([s.row for s in step.decode] + [c.sequence.row for c in step.chunks], np.int64)
+        counts = np.array([1] * decode + [c.stop - c.start for c in step.chunks], np.int64)
+        lengths = np.array([s.written for s in step.decode], np.int64)
+        positions = np.concatenate([lengths - 1] + [np.arange(c.start, c.stop) for c in step.chunks])
+        prompts = [c.sequence.prompt[c.start : c.stop] for c in step.chunks]
+        at = self._upload(positions)
+        owners = self._upload(np.repeat(rows, counts))
+        ids = torch.cat([self._last[owners[:decode]], self._upload(np.concatenate([np.empty(0, np.int64), *prompts]))])
+        lines = self._tables[owners, at // BLOCK] * BLOCK + at % BLOCK
+        tables = self._tables[owners[:decode]]
+        ends = np.cumsum(counts) - 1
+        keep = ends[[True] * decode + [c.samples for c in step.chunks]]
+        with torch.inference_mode(), autocast(self._model, self._settings):
+            with attending(PagedAttention(self._kv, tables, lengths, step.chunks, lines)):
+                logits = self._model(
+                    input_ids=ids[None], position_ids=at[None], use_cache=False, logits_to_keep=self._upload(keep)
+                ).logits[0]
+        return self._sample(step.sampled, logits)
+
+    def clear(self, blocks: list[int]) -> None:
+        """Zero the KV of blocks that held NaN."""
+        self._kv.clear(blocks)
+
+    def _sample(self, sampled: list[Sequence], logits: Tensor) -> Tensor:
+        rows = self._upload(np.array([s.row for s in sampled], np.int64))
+        index = self._upload(np.array([s.launched - 1 for s in sampled], np.int64))
+        with torch.inference_mode():
+            tokens = self._sampler.sample(logits.float(), rows, index)
+            self._last[rows] = tokens.clamp(min=0)
+        return tokens
+
+    def _admit(self, admitted: list[Sequence]) -> None:
+        if not admitted:
+            return
+        tables = np.full((len(admitted), self._tables.shape[1]), NULL_BLOCK, np.int64)
+        for line, sequence in zip(tables, admitted, strict=True):
+            line[: len(sequence.blocks)] = sequence.blocks
+        self._tables[self._upload(np.array([s.row for s in admitted], np.int64))] = self._upload(tables)
+        self._sampler.admit(admitted)
+
+    def _upload(self, array: np.ndarray) -> Tensor:
+        """The array on the device, without waiting for the work that is queued there."""
+        tensor = torch.from_numpy(array)
+        return tensor.pin_memory().to(self._device, non_blocking=True) if self._device.type == "cuda" else tensor
