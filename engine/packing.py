@@ -152,6 +152,14 @@ def pack(
         yield close()
 
 
+def common_beginning(prompts: Sequence[np.ndarray]) -> int:
+    """How many tokens all prompts begin with."""
+    length = min(map(len, prompts), default=0)
+    for prompt in prompts:
+        length = _common(prompts[0], prompt, length)
+    return length
+
+
 def _common(one: np.ndarray, other: np.ndarray, limit: int) -> int:
     """How many of the first `limit` tokens two prompts have in common."""
     differ = one[:limit] != other[:limit]

@@ -141,6 +141,12 @@ def test_a_decoder_shares_a_beginning_and_an_encoder_does_not(minilm: PreTrained
         assert engine.statistics()["computed_tokens"] == computed
 
 
+def test_a_forward_pass_on_cpu_stays_within_the_caches(minilm: PreTrainedModel) -> None:
+    engine = Embedder(minilm, EngineSettings(max_batch_tokens=8192), pooling="mean", normalize=True)
+    _embed(engine, [np.full(500, id + 5) for id in range(8)])
+    assert engine.statistics()["packs"] == 2
+
+
 def test_a_vector_that_is_not_finite_fails_its_request_alone(ids: list[list[int]]) -> None:
     model = load_model(MINILM, dtype=torch.float32, device=CPU, head=False)
     prompts = [ids[1], [*ids[1][:2], 777, *ids[1][3:]], ids[2]]

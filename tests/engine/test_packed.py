@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from engine.packed import MASK_QUERIES, PackedAttention
-from engine.packing import Pack, pack
+from engine.packing import Pack, common_beginning, pack
 from engine.trie import Trie
 
 PROMPTS = st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=24).map(np.array), min_size=1, max_size=30)
@@ -55,6 +55,14 @@ def test_a_common_beginning_is_computed_once() -> None:
     assert made.stem == 100
     assert made.tokens == 100 + 20 * 10
     assert len(list(pack(prompts, 400, share=False))) == 7
+
+
+@given(PROMPTS)
+def test_the_common_beginning_is_the_longest(prompts: list[np.ndarray]) -> None:
+    length = common_beginning(prompts)
+    assert len({tuple(prompt[:length]) for prompt in prompts}) == 1
+    longer = {tuple(prompt[: length + 1]) for prompt in prompts}
+    assert len(longer) > 1 or min(map(len, prompts)) == length
 
 
 def test_a_short_common_beginning_is_not_worth_two_attention_calls() -> None:
