@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shlex
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -33,6 +34,7 @@ app = typer.Typer(
 )
 
 DEFAULT_CONFIG = Path("config.toml")
+WORK_POOL = "overnight"
 
 Input = Annotated[str | None, typer.Option("--input", help="Sets input.path.", metavar="PATH")]
 Output = Annotated[str | None, typer.Option("--output", help="Sets output.path.", metavar="PATH")]
@@ -117,6 +119,14 @@ def doctor(config: Config = None, sets: Sets = None, model: Model = None) -> Non
         settings = _settings(config, sets, None, None, model, None)
         healthy = print_checks(checks(settings, lambda: dry_run(settings)), Console())
     raise typer.Exit(0 if healthy else 1)
+
+
+@app.command()
+def deploy() -> None:
+    """Create the work pool of prefect.yaml if it is not there, and register the deployments."""
+    prefect = [sys.executable, "-m", "prefect", "--no-prompt"]
+    subprocess.run([*prefect, "work-pool", "create", "--type", "process", WORK_POOL], capture_output=True, check=False)
+    raise typer.Exit(subprocess.run([*prefect, "deploy", "--all"], check=False).returncode)
 
 
 def main() -> None:

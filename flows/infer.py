@@ -7,6 +7,7 @@ at most two windows are in flight, which bounds what lies on disk.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 from prefect import State, flow
@@ -28,7 +29,10 @@ LOTS_AT_ONCE = 64
 PROGRESS_SECONDS = 5.0
 
 
-@flow(name="infer", task_runner=ThreadPoolTaskRunner(max_workers=LOTS_AT_ONCE), persist_result=False)
+RUNNER: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=LOTS_AT_ONCE)
+
+
+@flow(name="infer", task_runner=RUNNER, persist_result=False)
 def infer(
     config: str = "config.toml",
     settings: Settings = Settings(),  # noqa: B008 - frozen, and Prefect makes the form from it
@@ -70,7 +74,7 @@ def answer_rows(run: OpenRun) -> None:
 
 def _finish(lots: list[PrefectFuture[None]], run: OpenRun, bar: UUID) -> None:
     """Wait until every lot has ended, then raise what the first failed one raised."""
-    while wait(lots, timeout=PROGRESS_SECONDS).not_done:  # type: ignore[arg-type]
+    while wait(lots, timeout=PROGRESS_SECONDS).not_done:
         show_progress(bar, run.progress)
     show_progress(bar, run.progress)
     for lot in lots:

@@ -26,7 +26,7 @@ class EventLog:
     def __init__(self, path: Path, *listeners: Callable[[dict[str, Any]], None]) -> None:
         self._listeners = listeners
         self._lock = threading.Lock()
-        self._file = path.open("a", encoding="utf-8", opener=_private)
+        self._file = open(path, "a", encoding="utf-8", opener=_private)  # noqa: SIM115 - open as long as the run
 
     def tell(self, event: dict[str, Any]) -> None:
         """Record one event; it has a key `event`."""

@@ -110,7 +110,7 @@ def submit_lots(run: OpenRun, window: Window) -> list[PrefectFuture[None]]:
         run_lot.with_options(
             task_run_name=f"window {window.index} lot {number}",
             retries=retries,
-            retry_delay_seconds=exponential_backoff(backoff_factor=1) if retries else None,
+            retry_delay_seconds=exponential_backoff(backoff_factor=1) if retries else 0,
             retry_condition_fn=worth_retrying,
         ).submit(run, lot)
         for number, lot in enumerate(lots)
