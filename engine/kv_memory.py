@@ -83,4 +83,5 @@ def _activations(model: PreTrainedModel, settings: EngineSettings, rows: int) ->
     """Bytes that a full step needs at its peak: hidden states, the widest projection, and the logits."""
     config = model.config.get_text_config()
     width = 8 * config.hidden_size + 4 * (getattr(config, "intermediate_size", None) or 4 * config.hidden_size)
-    return settings.max_batch_tokens * width * model.dtype.itemsize + rows * config.vocab_size * 4 * _LOGIT_COPIES
+    logits = rows * config.vocab_size * 4 * _LOGIT_COPIES
+    return int(settings.max_batch_tokens * width * model.dtype.itemsize + logits)

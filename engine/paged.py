@@ -2,9 +2,9 @@
 
 Keys and values of a layer lie in one tensor each, a line per position: position p of a sequence is line
 `blocks[p // size] * size + p % size`. A forward pass first writes the lines of its own tokens, then attends, so a
-sequence may read blocks that a neighbour fills in the same pass. Decoding rows are attended in groups of similar length:
-one gather by block table and one scaled_dot_product_attention call for a group, small enough to stay in cache. Prompt
-chunks take one call each.
+sequence may read blocks that a neighbour fills in the same pass. Decoding rows are attended in groups of similar
+length: one gather by block table and one scaled_dot_product_attention call for a group, small enough to stay in cache.
+Prompt chunks take one call each.
 
 Block 0 belongs to nobody and stays zero: it pads block tables, since a masked value that is NaN would still spoil the
 sum. For the same reason the blocks of a sequence that produced NaN are cleared before they are used again.

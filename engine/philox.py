@@ -38,7 +38,7 @@ def exponentials(streams: Tensor, index: Tensor, size: int) -> Tensor:
     """
     block = torch.arange(-(-size // 4), device=streams.device).unsqueeze(0)
     k0, k1, c2, c3 = (word.unsqueeze(1) for word in streams.unbind(1))
-    words = torch.stack(torch.broadcast_tensors(*philox((block, index.unsqueeze(1), c2, c3), (k0, k1))), -1)
+    words = torch.stack(philox((block, index.unsqueeze(1), c2, c3), (k0, k1)), -1)
     # Fine near 0, where an exponential is smallest and the largest Gumbel variates come from; kept below 1.
     uniform = (words.flatten(1)[:, :size].float() + 0.5) * 2.0**-32
     return uniform.clamp_(max=1 - 2.0**-24).neg_().log1p_().neg_()

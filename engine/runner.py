@@ -55,11 +55,11 @@ class Runner:
         tables = self._tables[owners[:decode]]
         ends = np.cumsum(counts) - 1
         keep = ends[[True] * decode + [c.samples for c in step.chunks]]
-        with torch.inference_mode(), autocast(self._model, self._settings):
-            with attending(PagedAttention(self._kv, tables, lengths, step.chunks, lines)):
-                logits = self._model(
-                    input_ids=ids[None], position_ids=at[None], use_cache=False, logits_to_keep=self._upload(keep)
-                ).logits[0]
+        attention = PagedAttention(self._kv, tables, lengths, step.chunks, lines)
+        with torch.inference_mode(), autocast(self._model, self._settings), attending(attention):
+            logits = self._model(
+                input_ids=ids[None], position_ids=at[None], use_cache=False, logits_to_keep=self._upload(keep)
+            ).logits[0]
         return self._sample(step.sampled, logits)
 
     def clear(self, blocks: list[int]) -> None:

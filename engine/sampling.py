@@ -9,10 +9,10 @@ softmax; the noise is keyed by seed, prompt, occurrence and token index, so it d
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Sequence as Seq
 from hashlib import blake2b
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,7 +33,7 @@ _NUCLEUS = 256
 def stream(seed: int, sequence: Sequence) -> list[int]:
     """Four 32-bit words that name the sequence's random stream."""
     data = seed.to_bytes(8, "little") + sequence.occurrence.to_bytes(8, "little") + sequence.key
-    return np.frombuffer(blake2b(data, digest_size=16).digest(), "<u4").tolist()
+    return list(struct.unpack("<4I", blake2b(data, digest_size=16).digest()))
 
 
 def penalize(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
