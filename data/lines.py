@@ -29,12 +29,18 @@ def dump(record: Mapping[str, Any]) -> str:
     return escaped(text)
 
 
-def extended(line: str, added: str, keep: Collection[str] | None = None) -> str:
-    """The object in `line` with the keys of the object `added` after its own; `keep` selects among its own."""
-    if keep is not None:
-        line = "{" + ", ".join(text for name, text in members(line) if name in keep) + "}"
-    body = line.strip(_SPACE)[:-1].rstrip(_SPACE)
-    separator = "" if body == "{" or added == "{}" else ", "
+def extended(line: str, added: str, keep: Collection[str]) -> str:
+    """The object in `line` with the members of the object `added` after those of its own that `keep` names.
+
+    A line that loses no member stays as it was, spaces included.
+    """
+    own = list(members(line))
+    if all(name in keep for name, _ in own):
+        body = line.strip(_SPACE)[:-1].rstrip(_SPACE)
+    else:
+        own = [(name, text) for name, text in own if name in keep]
+        body = "{" + ", ".join(text for _, text in own)
+    separator = ", " if own and added != "{}" else ""
     return escaped(f"{body}{separator}{added[1:]}")
 
 

@@ -32,7 +32,7 @@ def added_schema(results: pa.Schema, prefix: str) -> pa.Schema:
 
 
 def published_columns(columns: Sequence[str], output: OutputSettings, added: pa.Schema) -> tuple[str, ...]:
-    """The input columns that `output.include` publishes. InputError: one is not there, or is named like an added one."""
+    """The input columns that `output.include` publishes. InputError: one is missing, or named like an added one."""
     chosen = tuple(columns) if output.include is None else output.include
     unknown = [name for name in chosen if name not in columns]
     if unknown:

@@ -37,8 +37,8 @@ KEYS = pa.schema([("hi", pa.uint64()), ("lo", pa.uint64()), ("shard", pa.int32()
                   ("count", pa.int32())])  # fmt: skip
 """One line a distinct prompt of the window that no earlier window answers; `count` is how often it is there."""
 
-RETRIES = pa.schema([("shard", pa.int32()), ("slot", pa.int32()), ("new_shard", pa.int32()), ("new_slot", pa.int32())])
-"""One line a sequence that is computed again: where its error is, and where its new result will be."""
+RETRIES = pa.schema([*list(ROWS)[:4], pa.field("old_shard", pa.int32()), pa.field("old_slot", pa.int32())])
+"""One line a sequence that is computed again: a row that holds its prompt, its new place, and where its error is."""
 
 
 @dataclass(frozen=True, slots=True)

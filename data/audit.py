@@ -1,0 +1,129 @@
+"""The audit of a published result: everything its manifest says, checked again from the bytes.
+
+Nothing but the output is read, so that a result can be audited wherever it was copied to.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from data.errors import RunError
+from data.manifest import Manifest, PartFile
+from data.published import problems_of_files
+from data.results import ERROR, OK
+from data.target import Target
+
+_BATCH_ROWS = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class AuditReport:
+    """What an audit found. `problems` are one line each; counts are those of the bytes, not of the manifest."""
+
+    path: str
+    problems: list[str]
+    run: str | None = None
+    complete: bool = False
+    files: int = 0
+    rows: int = 0
+    ok: int = 0
+    errors: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def valid(self) -> bool:
+        return not self.problems
+
+
+def audit(output: Path | str) -> AuditReport:
+    """Check hashes, row counts, schema, and that every row is either answered or an error with a code.
+
+    Problems are reported, not raised. InputError if the path is not one of a result.
+    """
+    target = Target.at(output)
+    try:
+        manifest = target.read_manifest()
+    except RunError as error:
+        return AuditReport(str(target.path), [str(error)])
+    if manifest is None:
+        return AuditReport(str(target.path), [f"{target.path} has no manifest, so it is no published result"])
+    problems = problems_of_files(target, manifest)
+    counts: Counter[str] = Counter()
+    if not problems:
+        for file in manifest.files:
+            problems += _audit_file(target.parts()[file.name], file, manifest, counts)
+        problems += _compare(manifest, counts, str(target.manifest))
+    errors = {code: count for code, count in sorted(counts.items()) if code not in ("", OK)}
+    rows = counts.total() - counts[""]
+    return AuditReport(
+        str(target.path), problems, manifest.run, manifest.complete, len(manifest.files), rows, counts[OK], errors
+    )
+
+
+def _compare(manifest: Manifest, counts: Counter[str], name: str) -> list[str]:
+    """The counts of the bytes against the manifest's. The key "" counts rows that are neither ok nor an error."""
+    problems = []
+    found = {code: count for code, count in counts.items() if code not in ("", OK)}
+    if counts[OK] != manifest.ok:
+        problems.append(f"{name} says {manifest.ok} rows are ok, the files hold {counts[OK]}")
+    if found != dict(manifest.errors):
+        problems.append(f"{name} says the errors are {dict(manifest.errors)}, the files hold {found}")
+    if manifest.ok + sum(manifest.errors.values()) != manifest.rows:
+        problems.append(f"{name}: ok and error rows do not add up to {manifest.rows}")
+    return problems
+
+
+def _audit_file(path: Path, file: PartFile, manifest: Manifest, counts: Counter[str]) -> list[str]:
+    problems = []
+    if manifest.format == "parquet":
+        schema = pq.read_schema(path)
+        columns = [{"name": column.name, "type": str(column.type)} for column in schema]
+        if columns != [dict(column) for column in manifest.columns]:
+            return [f"{path} has other columns than the manifest says"]
+    rows = 0
+    for status, code in _statuses(path, manifest):
+        rows += len(status)
+        ok = pc.and_(pc.fill_null(pc.equal(status, OK), False), pc.is_null(code))
+        failed = pc.and_(pc.fill_null(pc.equal(status, ERROR), False), pc.is_valid(code))
+        counts[OK] += pc.sum(ok).as_py() or 0
+        for entry in code.filter(failed).value_counts().to_pylist():
+            counts[entry["values"]] += entry["counts"]
+        wrong = len(status) - (pc.sum(pc.or_(ok, failed)).as_py() or 0)
+        if wrong:
+            counts[""] += wrong
+            problems.append(f"{path}: {wrong} rows before row {rows} are neither ok nor an error with a code")
+    if rows != file.rows:
+        problems.append(f"{path} holds {rows} rows, the manifest says {file.rows}")
+    return problems
+
+
+def _statuses(path: Path, manifest: Manifest) -> Iterator[tuple[pa.Array, pa.Array]]:
+    """Status and error code of a file's rows, a batch at a time."""
+    status, error = f"{manifest.prefix}status", f"{manifest.prefix}error"
+    if manifest.format == "parquet":
+        with pq.ParquetFile(path, pre_buffer=False) as parquet:
+            for batch in parquet.iter_batches(_BATCH_ROWS, columns=[status, error], use_threads=False):
+                yield batch.column(status), pc.struct_field(batch.column(error), "code")
+        return
+    with open(path, encoding="utf-8", newline="\n") as lines:
+        batch_: list[dict[str, Any]] = []
+        for line in lines:
+            batch_.append(json.loads(line))
+            if len(batch_) == _BATCH_ROWS:
+                yield _of_records(batch_, status, error)
+                batch_ = []
+        if batch_:
+            yield _of_records(batch_, status, error)
+
+
+def _of_records(records: list[dict[str, Any]], status: str, error: str) -> tuple[pa.Array, pa.Array]:
+    codes = [(record.get(error) or {}).get("code") for record in records]
+    return pa.array([record.get(status) for record in records], pa.string()), pa.array(codes, pa.string())

@@ -1,0 +1,99 @@
+"""What a ledger has published or is about to: records that let a publication which died be finished, not repeated.
+
+Before an assembled result is moved into place, its whole manifest is recorded under the digest of its bytes. After a
+crash the bytes at the output, or in a hidden sibling, are found again by that digest. A second record keeps the
+permission that `--fresh` gave to replace an older result, so that a resumed run need not start afresh once more.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from data.durable import write_file
+from data.errors import RunError
+from data.manifest import Manifest
+from data.run_folder import RunFolder
+from data.target import Target
+
+
+def record(run: RunFolder, manifest: Manifest, state: Mapping[str, Any]) -> Manifest:
+    """Record a result about to be placed; `state` is what it was assembled from. The recorded manifest counts."""
+    content = json.dumps({"state": state, "manifest": manifest.to_bytes().decode()}, indent=1).encode()
+    if not write_file(run.tmp, _path(run, manifest.digest), lambda file: file.write(content)):
+        return _read(_path(run, manifest.digest))[0]
+    return manifest
+
+
+def recorded(run: RunFolder, manifest: Manifest) -> bool:
+    """Whether this ledger published the result of a manifest, and not an older one of the same run."""
+    return _path(run, manifest.digest).exists()
+
+
+def placed(run: RunFolder, target: Target) -> Manifest | None:
+    """The recorded manifest whose files are at the target, which has none of its own yet."""
+    return _match(run, target, target.path)[0]
+
+
+def assembled(run: RunFolder, target: Target, state: Mapping[str, Any]) -> tuple[Manifest, Path] | None:
+    """A result in a hidden sibling that was assembled from the same state, whole and undamaged."""
+    for place in target.siblings(run.id, "new"):
+        manifest, theirs = _match(run, target, place)
+        if manifest is not None and theirs == json.loads(json.dumps(state)):
+            return manifest, place
+    return None
+
+
+def permit(run: RunFolder, target: Target) -> None:
+    """Record that what is at the target now may be replaced."""
+    content = json.dumps({"path": str(target.path), "manifest": _manifest_digest(target)}).encode()
+    write_file(run.tmp, run.publications / "replace.json", lambda file: file.write(content))
+
+
+def permitted(run: RunFolder, target: Target) -> bool:
+    """Whether what is at the target is what `permit` saw, or what a swap of it has left."""
+    try:
+        seen = json.loads((run.publications / "replace.json").read_bytes())
+    except FileNotFoundError:
+        return False
+    return seen["path"] == str(target.path) and _manifest_digest(target) in (seen["manifest"], None)
+
+
+def withdraw(run: RunFolder) -> None:
+    """The replacement is done: forget the permission."""
+    (run.publications / "replace.json").unlink(missing_ok=True)
+
+
+def _manifest_digest(target: Target) -> str | None:
+    try:
+        return hashlib.sha256(target.manifest.read_bytes()).hexdigest()
+    except FileNotFoundError:
+        return None
+
+
+def _match(run: RunFolder, target: Target, place: Path) -> tuple[Manifest | None, Any]:
+    sizes = {name: path.stat().st_size for name, path in target.parts(place).items()}
+    for path in sorted(run.publications.glob("*.json")):
+        if path.name == "replace.json":
+            continue
+        manifest, state = _read(path)
+        # Sizes first: digests of somebody else's large files are not worth computing.
+        same = {file.name: file.bytes for file in manifest.files} == sizes
+        if same and target.digest(place) == manifest.digest:
+            return manifest, state
+    return None, None
+
+
+def _read(path: Path) -> tuple[Manifest, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+        return Manifest.from_bytes(content["manifest"].encode(), str(path)), content["state"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise RunError(f"{path} is damaged; delete it and run again") from error
+
+
+def _path(run: RunFolder, digest: str) -> Path:
+    return run.publications / f"{digest}.json"

@@ -1,0 +1,218 @@
+"""Publication: the one result at the output path, whole, verified and durable, or what was there before.
+
+1. Nothing is left to do if this ledger's result is there already. 2. Every shard is committed and the error budget
+holds. 3. The result is assembled in a hidden sibling, synced and hashed again. 4. Its manifest is recorded in the run
+folder. 5. What it replaces is moved to another hidden name. 6. It is renamed into place and the rename made durable.
+7. The manifest is written. 8. What was replaced, and the shard data, are deleted.
+
+A crash before 4 leaves a hidden sibling that is built again; between 4 and 7 the record tells by their digests which
+bytes are whose, and the steps that are missing are taken; after 7 only deletions are repeated. A result without its
+manifest is none, so no reader can take a publication in progress for a finished one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import takewhile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from data import publications
+from data.answers import Answers, OverBudget
+from data.assemble import assemble
+from data.durable import sync_folder, write_file
+from data.errors import InputError, RunError
+from data.json_types import JsonTypes
+from data.ledger import Ledger
+from data.manifest import Manifest, content_digest
+from data.output import Layout
+from data.published import published, verify_published
+from data.retry import load_retries
+from data.run_folder import RunFolder
+from data.settings import OutputSettings
+from data.target import Target, remove
+from data.window import Window
+
+if TYPE_CHECKING:
+    from data.dataset import Dataset
+
+__all__ = ["OverBudget", "prepare_output", "publish", "published", "published_base", "verify_published"]
+
+
+def prepare_output(run: RunFolder, output: OutputSettings, *, fresh: bool = False) -> Manifest | None:
+    """Look at the output before a run: finish a publication that died, and refuse to replace what is not ours.
+
+    Returns the manifest of this run's result, complete or partial, if it is there; a complete one is verified and,
+    unless `fresh`, all there is to do. InputError: something else is there, and neither `fresh` nor an earlier `fresh`
+    of this ledger allows to replace it. RunError: the published bytes are damaged.
+    """
+    target = Target.at(output.path)
+    current = _settle(run, target, fresh)
+    if current is not None and publications.recorded(run, current):
+        return _verified(target, current)
+    if not target.occupied:
+        return None
+    if fresh:
+        publications.permit(run, target)
+    if publications.permitted(run, target):
+        return None
+    if current is None or current.run != run.id:
+        what = "holds the result of another run" if current is not None else "is not empty and not a result"
+        raise InputError(f"{target.path} {what}; choose another --output, or replace it with --fresh")
+    return _verified(target, current)
+
+
+def publish(
+    run: RunFolder,
+    windows: Sequence[Window],
+    dataset: Dataset,
+    output: OutputSettings,
+    results: pa.Schema,
+    manifest_fields: Mapping[str, Any],
+    *,
+    partial: bool = False,
+    fresh: bool = False,
+) -> Manifest:
+    """Publish the results of a run's committed shards at `output.path` and return the manifest.
+
+    `results` is the run's `results.result_schema`. With `partial`, rows without a result become errors with the code
+    `deadline`, outside the budget, and windows that are not planned may be missing. A complete result of this ledger,
+    or a partial one when another partial one is asked for, is verified and stays as it is, except that retried error
+    rows replace it. The caller holds the locks of the run and of `Target.lock`.
+
+    OverBudget: too many error rows; nothing changed. RunError: a committed or published file is damaged or missing,
+    the input has changed, or shards are not committed. InputError: as in `prepare_output` and `output.Layout.of`.
+    """
+    target = Target.at(output.path)
+    current = prepare_output(run, output, fresh=fresh)
+    ledger = Ledger(run)
+    retries = _finished(load_retries(run), ledger)
+    if current is not None and (partial or (current.complete and current.retries >= len(retries))):
+        _finish(run, target, current)
+        return current
+    state = _state(output, ledger, windows, retries, complete=not partial)
+    found = publications.assembled(run, target, state)
+    if found is None:
+        answers = Answers(run, windows, retries, ledger, results, published_base(run, output), partial)
+        answers.check(output.error_budget)
+        found = _assemble(answers, target, dataset, output, manifest_fields)
+    manifest, place = found
+    manifest = publications.record(run, manifest, state)
+    if target.occupied:
+        target.set_aside(run.id)
+    target.place(place)
+    _write_manifest(run, target, manifest)
+    _verified(target, manifest)
+    _finish(run, target, manifest)
+    return manifest
+
+
+def published_base(run: RunFolder, output: OutputSettings) -> tuple[Target, Manifest] | None:
+    """This ledger's complete result, which stands for the shard data that was deleted after it was published."""
+    target = Target.at(output.path)
+    manifest = target.read_manifest()
+    if manifest is not None and manifest.complete and publications.recorded(run, manifest):
+        return target, manifest
+    return None
+
+
+def _assemble(
+    answers: Answers, target: Target, dataset: Dataset, output: OutputSettings, fields: Mapping[str, Any]
+) -> tuple[Manifest, Path]:
+    run = answers.run
+    for leftover in target.siblings(run.id, "new"):
+        remove(leftover)
+    layout = Layout.of(_columns(dataset, answers.windows), answers.results, output, target.format(output.format))
+    place = target.hidden(run.id, "new")
+    single = target.path.name if target.single else None
+    files, totals = assemble(place, single, dataset, answers.outcomes(), layout)
+    if all(file.sha256 for file in dataset.files):
+        dataset.verify(dataset.files)
+    if totals.ok + totals.errors.total() != totals.rows or sum(file.rows for file in files) != totals.rows:
+        raise RunError(f"{totals.rows} rows do not add up to {totals.ok} answers and {totals.errors.total()} errors")
+    tokens = dict(totals.tokens)
+    for name in ("input", "output"):
+        tokens[f"computed_{name}"] = sum(commit.tokens[name] for commit in answers.ledger.commits().values())
+    manifest = Manifest(
+        run=run.id,
+        complete=not answers.partial,
+        rows=totals.rows,
+        ok=totals.ok,
+        errors=dict(sorted(totals.errors.items())),
+        tokens=tokens,
+        files=files,
+        format=layout.format,
+        columns=tuple({"name": column.name, "type": str(column.type)} for column in layout.schema),
+        prefix=layout.prefix,
+        retries=len(answers.retries),
+        extra=fields,
+    )
+    return manifest, place
+
+
+def _columns(dataset: Dataset, windows: Sequence[Window]) -> pa.Schema:
+    """The schema of the whole input; of JSONL rows that are not planned yet the types are found by reading them."""
+    if dataset.schema is not None:
+        return dataset.schema
+    types = JsonTypes()
+    for window in windows:
+        types.merge(JsonTypes.from_json(window.json_types))
+    if not windows or not windows[-1].last:
+        for chunk in dataset.chunks(sum(window.rows for window in windows)):
+            types.observe(chunk.records)
+    return types.schema()
+
+
+def _finished(retries: Sequence[Window], ledger: Ledger) -> list[Window]:
+    """The retry generations that are wholly committed; each was before the next one was planned."""
+    return list(takewhile(lambda window: not ledger.missing(window.shards), retries))
+
+
+def _state(
+    output: OutputSettings, ledger: Ledger, windows: Sequence[Window], retries: Sequence[Window], *, complete: bool
+) -> dict[str, Any]:
+    """What an assembled result follows from, to know after a crash whether it is the one that is wanted."""
+    answers = content_digest({commit.shard: commit.sha256 for commit in ledger.commits().values()})
+    settings = output.model_dump(mode="json", include={"format", "include", "prefix"})
+    return {"complete": complete, "windows": len(windows), "retries": len(retries), "answers": answers, **settings}
+
+
+def _settle(run: RunFolder, target: Target, fresh: bool) -> Manifest | None:
+    """The manifest at the target; the one that a crash kept from being written is written now."""
+    try:
+        current = target.read_manifest()
+    except RunError:
+        if fresh or publications.permitted(run, target):
+            return None
+        raise
+    if current is None and target.occupied:
+        current = publications.placed(run, target)
+        if current is not None:
+            sync_folder(target.path.parent)
+            _write_manifest(run, target, current)
+    return current
+
+
+def _write_manifest(run: RunFolder, target: Target, manifest: Manifest) -> None:
+    content = manifest.to_bytes()
+    write_file(run.tmp, target.manifest, lambda file: file.write(content), same=True, mode=0o666)
+
+
+def _verified(target: Target, manifest: Manifest) -> Manifest:
+    verify_published(target.path)
+    return manifest
+
+
+def _finish(run: RunFolder, target: Target, manifest: Manifest) -> None:
+    """Delete what a verified publication leaves behind; shard data only once it is in a complete result."""
+    target.clean(run.id)
+    publications.withdraw(run)
+    if manifest.complete:
+        commits = Ledger(run).commits()
+        later = [shard for window in load_retries(run)[manifest.retries :] for shard in window.shards]
+        keep = {f"{commits[shard.id].sha256}.parquet" for shard in later if shard.id in commits}
+        for path in run.shards.iterdir():
+            if path.name not in keep:
+                path.unlink(missing_ok=True)
