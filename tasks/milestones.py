@@ -1,0 +1,97 @@
+"""The events of a run that a person wants to read as a line, and those lines. None of them holds text of a row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tasks.figures import duration, plural, printable
+
+MESSAGE_LENGTH = 400
+
+
+def milestone(event: Mapping[str, Any]) -> tuple[str, str] | None:
+    """The line for an event and its rich style; None for events that only move counters."""
+    line = _LINES.get(event["event"])
+    if line is None:
+        return None
+    text, style = line(event)
+    return printable(text), style
+
+
+def _run_started(event: Mapping[str, Any]) -> tuple[str, str]:
+    where = "the CPU" if event["device"] == "cpu" else "GPUs"
+    return f"Run {event['run']} with {plural(event['workers'], 'worker')} on {where}, in {event['folder']}", ""
+
+
+def _planned(event: Mapping[str, Any]) -> tuple[str, str]:
+    parts = [plural(event["input_tokens"], "input token"), plural(event["shards"], "shard")]
+    if event["folded"]:
+        parts.append(f"{event['folded']:,} answered with an equal prompt")
+    if event["errors"]:
+        listed = ", ".join(f"{count:,} {code}" for code, count in sorted(event["errors"].items()))
+        parts.append(f"without a prompt: {listed}")
+    which = "" if event["window"] == 0 and event["last"] else f" of window {event['window']}"
+    return f"Planned {plural(event['rows'], 'row')}{which}: {'; '.join(parts)}", ""
+
+
+def _resumed(event: Mapping[str, Any]) -> tuple[str, str]:
+    return (
+        f"Resumed: {plural(event['rows'], 'row')} in {plural(event['shards'], 'shard')} are finished already",
+        "green",
+    )
+
+
+def _ready(event: Mapping[str, Any]) -> tuple[str, str]:
+    return f"Worker {event['worker']} is ready on {event['device']} after {duration(event['seconds'])}", ""
+
+
+def _died(event: Mapping[str, Any]) -> tuple[str, str]:
+    held = len(event["shards"])
+    again = f"; {plural(held, 'shard')} will be tried again" if held else ""
+    return f"Worker {event['worker']} ended: {event['how']}{again}", "yellow"
+
+
+def _failed(event: Mapping[str, Any]) -> tuple[str, str]:
+    return _cut(f"Worker {event['worker']} could not finish shard {event['shard']}: {event['message']}"), "red"
+
+
+def _refused(event: Mapping[str, Any]) -> tuple[str, str]:
+    return _cut(f"Worker {event['worker']} refused to start: {event['message']}"), "red"
+
+
+def _warning(event: Mapping[str, Any]) -> tuple[str, str]:
+    return _cut(f"Warning: {event['message']}"), "yellow"
+
+
+def _publishing(_event: Mapping[str, Any]) -> tuple[str, str]:
+    return "Every row is answered; assembling the result", ""
+
+
+def _published(event: Mapping[str, Any]) -> tuple[str, str]:
+    return f"Published {plural(event['rows'], 'row')} in {event['path']}", "green"
+
+
+def _finished(event: Mapping[str, Any]) -> tuple[str, str]:
+    message = event.get("message")
+    style = {"completed": "green", "partial": "yellow"}.get(event["state"], "red")
+    return _cut(f"Run {event['state']}" + (f": {message}" if message else "")), style
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MESSAGE_LENGTH else text[: MESSAGE_LENGTH - 3] + "..."
+
+
+_LINES = {
+    "run_started": _run_started,
+    "planned": _planned,
+    "resumed": _resumed,
+    "ready": _ready,
+    "died": _died,
+    "failed": _failed,
+    "refused": _refused,
+    "warning": _warning,
+    "publishing": _publishing,
+    "published": _published,
+    "finished": _finished,
+}
