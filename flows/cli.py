@@ -137,15 +137,14 @@ def main() -> None:
 def _answer(job: Job, config: Path | None) -> RunReport:
     """Run the flow in this process, on the configured Prefect server or on one of the run's own."""
     from data.errors import RunError
-    from tasks.outcome import failed_report, finished_before
+    from tasks.outcome import failed_report, verified_report
     from tasks.run import OPENED, opened
 
-    before = finished_before(job)
-    if before is not None:
-        return before
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with ExitStack() as stack:
         run = stack.enter_context(opened(job))
+        if run.finished is not None:
+            return verified_report(run)
         OPENED.set(run)
         try:
             _configure_prefect(stack, run.folder.path / "prefect")

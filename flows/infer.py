@@ -19,10 +19,10 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from tasks.artifacts import show_progress, show_report, start_progress
 from tasks.configuration import load_settings
 from tasks.job import Job, RunOptions, prepare
-from tasks.outcome import finished_before
+from tasks.outcome import verified_report
 from tasks.run import OPENED, OpenRun, taken_or_opened
 from tasks.settings import Settings, set_explicitly
-from tasks.stages import Planner, plan_next_window, publish_result, submit_lots
+from tasks.stages import Planner, plan_failed_again, plan_next_window, publish_result, submit_lots
 from tasks.summary import RunReport
 
 LOTS_AT_ONCE = 64
@@ -50,11 +50,12 @@ def infer(
         retry_errors: compute the rows that ended in an error again.
     """
     job = None if OPENED.get() else _prepare(config, settings, RunOptions(_path(run_dir), fresh, retry_errors))
-    report = finished_before(job) if job else None
-    if report is None:
-        with taken_or_opened(job) as run:
+    with taken_or_opened(job) as run:
+        if run.finished is None:
             answer_rows(run)
             report = publish_result(run)
+        else:
+            report = verified_report(run)
     show_report(report)
     return Completed(name="Partial", data=report) if report.state == "partial" else report
 
@@ -70,6 +71,8 @@ def answer_rows(run: OpenRun) -> None:
             _finish(in_flight.pop(0), run, bar)
     for lots in in_flight:
         _finish(lots, run, bar)
+    if run.job.options.retry_errors and (again := plan_failed_again(run)) is not None:
+        _finish(submit_lots(run, again), run, bar)
 
 
 def _finish(lots: list[PrefectFuture[None]], run: OpenRun, bar: UUID) -> None:

@@ -11,10 +11,16 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from data.checkpoint import Checkpoint
 from data.dataset import Dataset
 from data.errors import InputError
+from data.model_config import text_config
+from data.output import added_schema, published_columns
 from data.prompts import Prompter
+from data.results import result_schema
+from data.rows import BadRow
 from data.run_folder import run_id
 from data.settings import OutputSettings
 from tasks.placement import Placement, place, resolve
@@ -81,9 +87,7 @@ def prepare(settings: Settings, options: RunOptions, started: datetime, command:
     checkpoint = Checkpoint.open(settings.model.path, settings.model.revision, settings.model.trust_remote_code)
     prompter = Prompter(settings.job, settings.input.on_too_long, checkpoint, settings.sampling.max_tokens)
     dataset = Dataset.open(settings.input)
-    if dataset.columns is not None:
-        prompter.check(dataset.columns)
-        _check_column(settings.job.expected, "job.expected", dataset.columns)
+    _check_columns(settings, prompter, dataset, checkpoint)
     _check_places(settings)
     identity = identify(settings, dataset, checkpoint)
     run = run_id(identity)
@@ -144,9 +148,28 @@ def _check_sections(settings: Settings) -> None:
         raise InputError(f"output.path {settings.output.path}: object stores are not supported as an output yet")
 
 
-def _check_column(column: str | None, name: str, columns: tuple[str, ...]) -> None:
-    if column is not None and column not in columns:
-        raise InputError(f"{name} = {column!r} is not a column of the input; it has {', '.join(columns)}")
+def _check_columns(settings: Settings, prompter: Prompter, dataset: Dataset, checkpoint: Checkpoint) -> None:
+    """What the job reads must be there, and what it adds must not. Of JSONL the first rows tell."""
+    columns = dataset.columns if dataset.columns is not None else _first_keys(dataset)
+    if not columns:  # no rows, or none that can be read: those become error rows, each for itself
+        return
+    prompter.check(columns)
+    expected = settings.job.expected
+    if expected is not None and expected not in columns:
+        raise InputError(f"job.expected = {expected!r} is not a column of the input; it has {', '.join(columns)}")
+    published_columns(columns, settings.output, added_schema(results_of(settings, checkpoint), settings.output.prefix))
+
+
+def _first_keys(dataset: Dataset) -> tuple[str, ...]:
+    """The keys of the first chunk of rows, in the order in which they appear."""
+    records = next((chunk.records for chunk in dataset.chunks()), ())
+    return tuple(dict.fromkeys(key for record in records if not isinstance(record, BadRow) for key in record))
+
+
+def results_of(settings: Settings, checkpoint: Checkpoint) -> pa.Schema:
+    """The schema of this job's results."""
+    size = text_config(checkpoint.config).get("hidden_size")
+    return result_schema(settings.job.kind, size, settings.job.choices)
 
 
 def _check_places(settings: Settings) -> None:

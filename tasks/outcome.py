@@ -9,9 +9,7 @@ from typing import Any
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
-from data.errors import InputError
 from data.manifest import Manifest
-from data.publish import verify_published
 from data.target import Target
 from tasks.job import Job
 from tasks.run import OpenRun
@@ -20,28 +18,12 @@ from tasks.summary import RunReport
 ROWS_SHOWN = 10
 
 
-def finished_before(job: Job) -> RunReport | None:
-    """The report of this very run if its complete result is published already; it is verified from its bytes.
-
-    Raises:
-        InputError: the output holds something that is not this run's.
-        RunError: the published files are not those that the manifest names.
-    """
-    target = Target.at(job.output.path)
-    manifest = target.read_manifest()
-    ours = manifest is not None and manifest.run == job.run_id
-    if target.occupied and manifest is not None and not ours and not job.options.fresh:
-        raise InputError(
-            f"{target.path} holds the result of another run ({manifest.run}): choose another --output, or replace it"
-            " with --fresh"
-        )
-    if not ours or job.options.fresh or job.options.retry_errors:
-        return None
-    started = time.monotonic()
-    manifest = verify_published(target.path)
-    if not manifest.complete:
-        return None
-    return published_report(job, manifest, seconds=time.monotonic() - started, message="published before; verified")
+def verified_report(run: OpenRun) -> RunReport:
+    """The report of a run whose complete result was there before, and has been verified."""
+    assert run.finished is not None
+    return published_report(
+        run.job, run.finished, seconds=time.monotonic() - run.started, message="published before; verified"
+    )
 
 
 def published_report(

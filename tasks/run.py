@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from data.ledger import Ledger
+from data.manifest import Manifest
+from data.publish import prepare_output
 from data.run_folder import RunFolder, preflight, set_aside
 from data.target import Target
 from data.window import Window
@@ -38,10 +40,19 @@ class OpenRun:
     ledger: Ledger
     events: EventLog
     progress: Progress
-    pool: WorkerPool
+    workers: WorkerPool | None
+    """None if there is nothing to compute."""
+    finished: Manifest | None
+    """The complete result of this very run, if it was published before; verified."""
     started: float
     windows: list[Window] = field(default_factory=list)
     resumed_rows: int = 0
+
+    @property
+    def pool(self) -> WorkerPool:
+        """The workers, which a run that has something to compute has."""
+        assert self.workers is not None
+        return self.workers
 
     @property
     def folded_rows(self) -> int:
@@ -74,21 +85,32 @@ def opened(job: Job) -> Iterator[OpenRun]:
         preflight(folder, job.output_path)
         stack.enter_context(Target.at(job.output.path).lock())
         folder.sweep()
+        before = prepare_output(folder, job.output, fresh=job.options.fresh)
+        finished = before if before and before.complete and not job.options.retry_errors else None
         progress = Progress()
         events = EventLog(folder.events, progress.tell)
         stack.callback(events.close)
-        stack.enter_context(Display(progress))
-        events.tell(_run_started(job, folder))
-        for warning in job.warnings:
-            events.tell({"event": "warning", "message": warning})
-        pool = start_pool(job, folder, events)
-        stack.callback(pool.close)
-        run = OpenRun(job, folder, Ledger(folder), events, progress, pool, started)
-        try:
-            yield run
-        except KeyboardInterrupt:
-            pool.close(DRAIN_SECONDS)  # shards that are nearly done are committed
-            raise
+        run = OpenRun(job, folder, Ledger(folder), events, progress, None, finished, started)
+        if finished is None:
+            stack.enter_context(Display(progress))
+            stack.enter_context(_at_work(run))
+        yield run
+
+
+@contextmanager
+def _at_work(run: OpenRun) -> Iterator[None]:
+    """Start the workers; end them however the block ends, with a delay after an interrupt."""
+    run.events.tell(_run_started(run.job, run.folder))
+    for warning in run.job.warnings:
+        run.events.tell({"event": "warning", "message": warning})
+    pool = run.workers = start_pool(run.job, run.folder, run.events)
+    try:
+        yield
+    except KeyboardInterrupt:
+        pool.close(DRAIN_SECONDS)  # shards that are nearly done are committed
+        raise
+    finally:
+        pool.close()
 
 
 @contextmanager

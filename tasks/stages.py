@@ -19,14 +19,16 @@ from prefect.futures import PrefectFuture
 from prefect.tasks import exponential_backoff
 
 from data.plan import plan_windows
-from data.publish import publish
-from data.results import result_schema
+from data.publish import publish, published_base
+from data.retry import plan_retry
 from data.sharding import PlanOptions
 from data.shards import Shard
 from data.window import Window
+from tasks.job import results_of
 from tasks.outcome import manifest_fields, published_report
 from tasks.pool import WorkerDied
 from tasks.run import OpenRun
+from tasks.settings import Settings
 from tasks.summary import RunReport
 
 MAX_LOTS = 500
@@ -36,19 +38,9 @@ class Planner:
     """The windows of a run, one at a time, as they are asked for."""
 
     def __init__(self, run: OpenRun) -> None:
-        settings = run.job.settings
+        job = run.job
         self.run = run
-        self._windows = plan_windows(
-            run.folder,
-            run.job.dataset,
-            run.job.prompter,
-            run.job.run_id,
-            PlanOptions(
-                kind=settings.job.kind,
-                max_tokens=settings.sampling.max_tokens,
-                fold=settings.job.kind != "generate" or settings.sampling.temperature == 0,
-            ),
-        )
+        self._windows = plan_windows(run.folder, job.dataset, job.prompter, job.run_id, _plan_options(job.settings))
 
     def next(self) -> Window | None:
         """Plan the next window, or load it if it was planned before; None after the last."""
@@ -81,6 +73,22 @@ def plan_next_window(planner: Planner) -> Window | None:
     return planner.next()
 
 
+@task(name="plan-retry", cache_policy=NO_CACHE, persist_result=False)
+def plan_failed_again(run: OpenRun) -> Window | None:
+    """Plan the sequences that ended in an error again, after the last window; None if there are none."""
+    job = run.job
+    base = published_base(run.folder, job.output)
+    return plan_retry(run.folder, job.dataset, job.prompter, job.run_id, _plan_options(job.settings), run.windows, base)
+
+
+def _plan_options(settings: Settings) -> PlanOptions:
+    return PlanOptions(
+        kind=settings.job.kind,
+        max_tokens=settings.sampling.max_tokens,
+        fold=settings.job.kind != "generate" or settings.sampling.temperature == 0,
+    )
+
+
 @task(cache_policy=NO_CACHE, persist_result=False)
 def run_lot(run: OpenRun, shards: Sequence[Shard]) -> None:
     """Have the shards of a lot answered and committed, those that are not yet.
@@ -108,7 +116,7 @@ def submit_lots(run: OpenRun, window: Window) -> list[PrefectFuture[None]]:
 
     return [
         run_lot.with_options(
-            task_run_name=f"window {window.index} lot {number}",
+            task_run_name=f"{window.name} lot {number}",
             retries=retries,
             retry_delay_seconds=exponential_backoff(backoff_factor=1) if retries else 0,
             retry_condition_fn=worth_retrying,
@@ -120,7 +128,7 @@ def submit_lots(run: OpenRun, window: Window) -> list[PrefectFuture[None]]:
 def _windows_expected(run: OpenRun, window: Window) -> int:
     """How many windows the input will have, judged by the bytes that those so far took."""
     if window.last or not window.bytes_read:
-        return window.index + 1
+        return max(1, window.index + 1)
     total = sum(file.size for file in run.job.dataset.files)
     return max(window.index + 2, -(-total * (window.index + 1) // window.bytes_read))
 
@@ -148,8 +156,7 @@ def publish_result(run: OpenRun) -> RunReport:
     """
     job = run.job
     run.events.tell({"event": "publishing"})
-    size = job.checkpoint.config.get("hidden_size")
-    schema = result_schema(job.settings.job.kind, size, job.settings.job.choices)
+    schema = results_of(job.settings, job.checkpoint)
     manifest = publish(run.folder, run.windows, job.dataset, job.output, schema, manifest_fields(run))
     run.events.tell(
         {
