@@ -1,0 +1,197 @@
+"""The closing report of a run: how it ended, the counts, the errors with their rows, and where everything is.
+
+The same report is printed by the command line and kept as a Prefect artifact. It holds row numbers and codes, never
+text of a row. Row numbers count from 0 in the order of the input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from tasks.figures import duration, numbers, plural, printable, share, short
+
+if TYPE_CHECKING:
+    from data.audit import AuditReport
+
+STYLES = {"completed": "bold green", "partial": "bold yellow", "failed": "bold red", "interrupted": "bold yellow"}
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """How a run ended.
+
+    `state` is completed, partial, failed or interrupted; `errors` counts rows by code and `error_rows` gives the first
+    positions of each; `seconds` is wall time; `accuracy` is a share, measured against the column `accuracy_label`.
+    """
+
+    state: str
+    run_id: str
+    folder: str
+    output: str
+    manifest: str | None
+    rows: int
+    ok: int
+    errors: dict[str, int]
+    error_rows: dict[str, list[int]]
+    input_tokens: int
+    output_tokens: int
+    seconds: float
+    resumed_rows: int
+    folded_rows: int
+    workers: int
+    device: str
+    accuracy: float | None
+    accuracy_label: str
+    resume_command: str
+    message: str | None
+    warnings: tuple[str, ...]
+
+    @property
+    def failed_rows(self) -> int:
+        """Rows that ended in an error."""
+        return sum(self.errors.values())
+
+    @property
+    def published(self) -> bool:
+        """Whether there is a result."""
+        return self.state in ("completed", "partial")
+
+
+def print_summary(report: RunReport, console: Console) -> None:
+    """Print the report. Paths and the command stand on lines of their own and are never broken."""
+    console.print()
+    headline = Text.assemble(
+        (f"Run {report.run_id} {report.state}", STYLES.get(report.state, "bold")), f" after {duration(report.seconds)}"
+    )
+    if report.message:
+        headline.append(f": {printable(report.message)}")
+    console.print(headline)
+    console.print()
+    counts = Table.grid(padding=(0, 2))
+    for name, number, note in _counts(report):
+        counts.add_row(name, Text(number, justify="right"), Text(note, style="dim"))
+    console.print(counts)
+    if report.errors:
+        console.print()
+        console.print(_error_table(report))
+    console.print()
+    for name, place in _places(report):
+        console.print(Text.assemble(f"{name:<9} ", (printable(place), "cyan")), soft_wrap=True)
+    for warning in report.warnings:
+        console.print(Text(f"Warning   {printable(warning)}", style="yellow"), soft_wrap=True)
+    console.print()
+    sentence, command = _next(report)
+    console.print(sentence)
+    console.print(Text(f"  {command}", style="bold"), soft_wrap=True)
+
+
+def print_audit(report: AuditReport, console: Console | None = None) -> None:
+    """Print what an audit found: the counts, or each problem on a line."""
+    console = console or Console()
+    place = Text(printable(report.path), style="cyan")
+    if report.valid:
+        kind = "complete" if report.complete else "partial"
+        console.print(Text.assemble(("Valid", "bold green"), f" {kind} result in ", place), soft_wrap=True)
+    else:
+        found = plural(len(report.problems), "problem")
+        console.print(Text.assemble(("Not valid", "bold red"), f", {found}: ", place), soft_wrap=True)
+        for problem in report.problems:
+            console.print(Text(f"  {printable(problem)}", style="red"), soft_wrap=True)
+    if report.run is not None:
+        failed = sum(report.errors.values())
+        parts = [f"run {report.run}", plural(report.files, "file"), plural(report.rows, "row")]
+        console.print(f"{', '.join(parts)}: {report.ok:,} ok, {plural(failed, 'error')}", highlight=False)
+        for code, count in sorted(report.errors.items()):
+            console.print(f"  {code}: {count:,}", highlight=False)
+
+
+def as_markdown(report: RunReport) -> str:
+    """The report for a Prefect artifact."""
+    lines = [f"## Run {report.run_id}: {report.state} after {duration(report.seconds)}", ""]
+    if report.message:
+        lines += [_cell(report.message), ""]
+    lines += ["| | | |", "|---|---:|---|"]
+    lines += [f"| {name} | {number} | {_cell(note)} |" for name, number, note in _counts(report)]
+    if report.errors:
+        lines += ["", "| error | rows | row numbers, from 0 |", "|---|---:|---|"]
+        lines += [f"| `{code}` | {count:,} | {rows} |" for code, count, rows in _errors(report)]
+    lines += ["", *(f"- {name}: {_code(place)}" for name, place in _places(report))]
+    lines += [f"- Warning: {_cell(warning)}" for warning in report.warnings]
+    sentence, command = _next(report)
+    lines += ["", sentence, "", f"    {printable(command)}", ""]
+    return "\n".join(lines)
+
+
+def _counts(report: RunReport) -> Iterator[tuple[str, str, str]]:
+    """The lines of the summary: a name, a number, and what is to be said of it."""
+    known = "" if report.published else "planned so far"
+    notes = [known] if known else []
+    if report.resumed_rows:
+        notes.append(f"{report.resumed_rows:,} finished in an earlier start")
+    if report.folded_rows:
+        notes.append(f"{report.folded_rows:,} answered with an equal prompt")
+    yield "Rows", f"{report.rows:,}", ", ".join(notes)
+    yield "Answered", f"{report.ok:,}", share(report.ok, report.rows) if report.rows else ""
+    yield "Errors", f"{report.failed_rows:,}", share(report.failed_rows, report.rows) if report.failed_rows else ""
+    if report.accuracy is not None:
+        label = f"of the answers equal the column {report.accuracy_label}" if report.accuracy_label else ""
+        yield "Accuracy", f"{100 * report.accuracy:.1f} %", label
+    # Tokens of an earlier start, or of a result that was only verified, were not spent in these seconds.
+    fresh = not report.resumed_rows and report.message is None and report.seconds > 0
+    for name, tokens in (("Tokens in", report.input_tokens), ("Tokens out", report.output_tokens)):
+        yield name, f"{tokens:,}", f"{short(tokens / report.seconds)} a second" if fresh and tokens else ""
+    yield "Workers", f"{report.workers}", "on the CPU" if report.device == "cpu" else "on GPUs"
+
+
+def _errors(report: RunReport) -> Iterator[tuple[str, int, str]]:
+    for code, count in sorted(report.errors.items(), key=lambda entry: (-entry[1], entry[0])):
+        yield code, count, numbers(report.error_rows.get(code, ()), count)
+
+
+def _error_table(report: RunReport) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("error", style="yellow", no_wrap=True)
+    table.add_column("rows", justify="right", no_wrap=True)
+    table.add_column("row numbers, from 0")
+    for code, count, rows in _errors(report):
+        table.add_row(Text(code), f"{count:,}", Text(rows or "listed in the result once it is published", style="dim"))
+    return table
+
+
+def _places(report: RunReport) -> Iterator[tuple[str, str]]:
+    if report.published:
+        yield "Output", report.output
+    if report.manifest is not None:
+        yield "Manifest", report.manifest
+    yield "Run", report.folder
+
+
+def _next(report: RunReport) -> tuple[str, str]:
+    """What the user can do next, and the command that does it."""
+    command = printable(report.resume_command)
+    if report.state == "partial":
+        return "To finish the rest, run the same command again:", command
+    if not report.published:
+        return "Nothing was published; finished work is kept. To resume:", command
+    if report.failed_rows and command.startswith("overnight "):
+        retry = command if "--retry-errors" in command else f"{command} --retry-errors"
+        return f"To try the {plural(report.failed_rows, 'error row')} again:", retry
+    return "The same command again verifies this result and changes nothing:", command
+
+
+def _code(text: str) -> str:
+    return f"`{printable(text).replace('`', ' ')}`"
+
+
+def _cell(text: str) -> str:
+    """Plain text for Markdown: no links, no HTML, no broken tables."""
+    plain = printable(text)
+    for letter in "\\`*_[]<>|":
+        plain = plain.replace(letter, f"\\{letter}")
+    return plain
