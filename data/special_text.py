@@ -36,6 +36,10 @@ class SpecialText:
         """Whether `text` contains the text of a control token."""
         return self._pattern.search(text) is not None
 
+    def count(self, text: str) -> int:
+        """How many texts of control tokens `text` contains."""
+        return sum(1 for _ in self._pattern.finditer(text))
+
     def guard(self, text: str, regions: Sequence[tuple[int, int]]) -> str:
         """Mark every control text that overlaps one of `regions` (start, end), in order, that came from a row."""
         parts: list[str] = []

@@ -81,25 +81,22 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str], special: bool) -> list[Ids]:
         """Ids of each text, in parallel threads. `special` frames each with `prefix` and `suffix`."""
-        found: list[Ids] = []
-        for batch in _batches(texts):
-            encodings = self._tokenizer.encode_batch_fast(batch, add_special_tokens=special)
-            found.extend(np.array(encoding.ids, np.uint32) for encoding in encodings)
-        return found
+        return _encode(self._tokenizer, texts, special)
 
-    def encode_guarded(self, text: str, special: bool) -> Ids:
-        """Ids of a text in which `SpecialText.guard` marked what is literal; unmarked control tokens take effect."""
+    def encode_guarded(self, texts: Sequence[str], special: bool) -> list[Ids]:
+        """As `encode_batch`, for texts in which `SpecialText.guard` marked the control texts that are literal."""
+        if not texts:
+            return []
         if self._guarded is None:
             self._guarded = self.special_text.renamed(self._tokenizer)
-        encoding = self._guarded.encode(self.special_text.rename(text), add_special_tokens=special)
-        return np.array(encoding.ids, np.uint32)
+        return _encode(self._guarded, [self.special_text.rename(text) for text in texts], special)
 
     def encode_literal(self, texts: Sequence[str]) -> list[Ids]:
         """Ids of each text with no control token at all, whatever it contains."""
         found = self.encode_batch(texts, special=False)
         for index, text in enumerate(texts):
             if self.special_text.occurs(text):
-                found[index] = self.encode_guarded(self.special_text.guard(text, [(0, len(text))]), special=False)
+                found[index] = self.encode_guarded([self.special_text.guard(text, [(0, len(text))])], special=False)[0]
         return found
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -118,13 +115,13 @@ class Tokenizer:
             return None  # a normalizer may drop characters, and an unknown word of any length is one token
         return max(map(len, self._tokenizer.get_vocab(with_added_tokens=True)), default=1)
 
-    def surely_longer(self, text: str, tokens: int) -> bool:
-        """Whether `text` has more than `tokens` ids, told from its length alone; False where only encoding can tell.
+    def most_characters(self, tokens: int) -> int | None:
+        """A text of more characters than this has more than `tokens` ids. None where only encoding can tell.
 
         Encoding a 60 MB text takes gigabytes, and a prompt over the context needs no ids.
         """
         longest = self._longest_token
-        return longest is not None and len(text) > 4 * tokens * longest  # 4: what NFC can join into one character
+        return None if longest is None else 4 * tokens * longest  # 4: what NFC can join into one character
 
     def _named(self, name: str) -> str | None:
         value = self.config.get(name)
@@ -174,6 +171,14 @@ def read_config(folder: Path) -> dict[str, Any]:
             except (ValueError, TypeError) as error:
                 raise InputError(f"{path} is not a JSON object: {error}") from error
     return merged
+
+
+def _encode(tokenizer: RustTokenizer, texts: Sequence[str], special: bool) -> list[Ids]:
+    found: list[Ids] = []
+    for batch in _batches(texts):
+        encodings = tokenizer.encode_batch_fast(batch, add_special_tokens=special)
+        found.extend(np.array(encoding.ids, np.uint32) for encoding in encodings)
+    return found
 
 
 def _batches(texts: Sequence[str]) -> Iterator[Sequence[str]]:
