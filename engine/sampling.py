@@ -65,7 +65,8 @@ def _nucleus(logits: Tensor, top_p: float, limit: int) -> Tensor:
         cumulative = probability.cumsum(-1)
         if count == limit or bool((cumulative[:, -1] >= top_p).all()):
             break
-    kept = (cumulative - probability < top_p).sum(-1, keepdim=True)
+    # At least one is kept; a row with NaN compares false everywhere.
+    kept = (cumulative - probability < top_p).sum(-1, keepdim=True).clamp_(min=1)
     return ordered.gather(-1, kept - 1)
 
 
