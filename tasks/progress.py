@@ -107,6 +107,11 @@ class Progress:
             return dict(self._plan.errors)
 
     @property
+    def sequence_rate(self) -> float:
+        """Sequences a second."""
+        return self._rates(self._rate_seconds)[0]
+
+    @property
     def input_rate(self) -> float:
         """Prompt tokens a second."""
         return self._rates(self._rate_seconds)[1]

@@ -87,7 +87,7 @@ def print_summary(report: RunReport, console: Console) -> None:
         console.print(Text(f"Warning   {printable(warning)}", style="yellow"), soft_wrap=True)
     console.print()
     sentence, command = _next(report)
-    console.print(sentence)
+    console.print(sentence, highlight=False)
     console.print(Text(f"  {command}", style="bold"), soft_wrap=True)
 
 
@@ -178,7 +178,7 @@ def _next(report: RunReport) -> tuple[str, str]:
     if report.state == "partial":
         return "To finish the rest, run the same command again:", command
     if not report.published:
-        return "Nothing was published; finished work is kept. To resume:", command
+        return "No result was published; finished work is kept. To resume:", command
     if report.failed_rows and command.startswith("overnight "):
         retry = command if "--retry-errors" in command else f"{command} --retry-errors"
         return f"To try the {plural(report.failed_rows, 'error row')} again:", retry
