@@ -6,8 +6,8 @@ Both files hold `text` and `expected`; sample_examples.py reads them and learns 
 of 128 and the head size is 64, so that every attention kernel serves the model. The loss covers the answer and, at half
 the weight, the message, which gives words a meaning that no label teaches. The phrases are written by hand, so
 regularisation decides: dropout, random tokens within the messages, an average of the weights. Three minutes on one GPU;
-the same command runs on a CPU, in many hours. Seeds are fixed, but kernels differ between devices: another machine's weights
-agree in accuracy, not in bytes. Which messages are trained on is the caller's business (docs/sample.md).
+the same command runs on a CPU, in many hours. Seeds are fixed, but kernels differ between devices: another machine's
+weights agree in accuracy, not in bytes. Which messages are trained on is the caller's business (docs/sample.md).
 """
 
 from __future__ import annotations
