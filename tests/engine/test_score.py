@@ -216,7 +216,7 @@ def test_half_precision_and_autocast_stay_near_float32(pair: Callable[[str], Pai
 
 def test_a_pack_that_does_not_fit_is_halved(pair: Callable[[str], Pair]) -> None:
     ours, _ = pair("llama")
-    requests = [Request(id, np.full(8, id + 1)) for id in range(10)] + [Request(10, np.full(40, 50))]
+    requests = [Request(id, np.full(8 if id < 8 else 20, id + 1)) for id in range(10)] + [Request(10, np.full(40, 50))]
     exact = _score(ours, requests)
 
     def exhaust(_module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
