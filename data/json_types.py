@@ -110,7 +110,8 @@ class _Shape:
         return {
             "kinds": sorted(self.kinds),
             "element": self.element.to_json() if self.element else None,
-            "fields": {name: shape.to_json() for name, shape in self.fields.items()},
+            # A list, because a JSON object's key order is lost by writers that sort keys.
+            "fields": [[name, shape.to_json()] for name, shape in self.fields.items()],
         }
 
     @classmethod
@@ -118,7 +119,7 @@ class _Shape:
         shape = cls()
         shape.kinds = set(state["kinds"])
         shape.element = cls.from_json(state["element"]) if state["element"] else None
-        shape.fields = {name: cls.from_json(child) for name, child in state["fields"].items()}
+        shape.fields = {name: cls.from_json(child) for name, child in state["fields"]}
         return shape
 
 
@@ -159,7 +160,6 @@ class JsonTypes:
 
     def to_json(self) -> dict[str, Any]:
         """The observations as plain JSON values; `from_json` restores them."""
-        # A list, because a JSON object's key order is lost by writers that sort keys.
         return {"columns": [[name, shape.to_json()] for name, shape in self._columns.items()]}
 
     @classmethod

@@ -207,6 +207,8 @@ class JsonlChunk:
                 arrays.append(pa.array(values, column.type))
             except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
                 raise RunError(f"{self.file}: column {column.name!r} does not fit its planned type") from error
+        if not arrays:  # from_arrays would make a batch of no rows
+            return pa.RecordBatch.from_struct_array(pa.array([{}] * len(rows), pa.struct([])))
         return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
