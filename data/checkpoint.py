@@ -105,7 +105,7 @@ class Checkpoint:
             "template": "" if template is None else hashlib.sha256(template.encode()).hexdigest(),
         }
 
-    def pooling(self) -> tuple[str, bool]:
+    def pooling(self) -> tuple[model_config.Pooling, bool]:
         """("mean" | "last" | "cls", whether embeddings are scaled to length 1); see `data.model_config.pooling`."""
         return model_config.pooling(self.folder, self.config)
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from data.errors import InputError
+
+Pooling: TypeAlias = Literal["mean", "last", "cls"]
 
 _CONTEXT = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "seq_length", "n_ctx")
 _ENCODERS = ("bert", "electra", "mpnet", "ernie", "nezha", "funnel", "luke", "esm", "xlnet", "splinter")
@@ -88,7 +90,7 @@ def is_encoder(config: Mapping[str, Any]) -> bool:
     return any(name in kind for name in _ENCODERS) and not config.get("is_decoder", False)
 
 
-def pooling(folder: Path, config: Mapping[str, Any]) -> tuple[str, bool]:
+def pooling(folder: Path, config: Mapping[str, Any]) -> tuple[Pooling, bool]:
     """How token states become one embedding, "mean", "last" or "cls", and whether it is scaled to length 1.
 
     From sentence-transformers' files where they exist; else mean for encoders, last for decoders, scaled. InputError
@@ -108,7 +110,13 @@ def pooling(folder: Path, config: Mapping[str, Any]) -> tuple[str, bool]:
     options = read_json(folder / paths[0] / "config.json")
     modes = {name.removeprefix("pooling_mode_") for name, on in options.items() if "pooling_mode_" in name and on}
     modes = modes or {str(options.get("pooling_mode", "mean"))}
-    names = {"mean_tokens": "mean", "mean": "mean", "cls_token": "cls", "cls": "cls", "lasttoken": "last"}
+    names: dict[str, Pooling] = {
+        "mean_tokens": "mean",
+        "mean": "mean",
+        "cls_token": "cls",
+        "cls": "cls",
+        "lasttoken": "last",
+    }
     if len(modes) != 1 or not modes <= names.keys():
         raise InputError(f"{folder / paths[0] / 'config.json'}: pooling {', '.join(sorted(modes))} is not known")
     return names[modes.pop()], any(name == "Normalize" for name, _ in parts)

@@ -7,13 +7,11 @@ at most two windows are in flight, which bounds what lies on disk.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 from uuid import UUID
 
-from prefect import State, flow
+from prefect import flow
 from prefect.futures import PrefectFuture, wait
 from prefect.runtime import flow_run
-from prefect.states import Completed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from tasks.artifacts import show_progress, show_report, start_progress
@@ -29,17 +27,18 @@ LOTS_AT_ONCE = 64
 PROGRESS_SECONDS = 5.0
 
 
-RUNNER: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=LOTS_AT_ONCE)
-
-
-@flow(name="infer", task_runner=RUNNER, persist_result=False)
+@flow(
+    name="infer",
+    task_runner=ThreadPoolTaskRunner(max_workers=LOTS_AT_ONCE),  # type: ignore[arg-type] # invariant in its futures
+    persist_result=False,
+)
 def infer(
     config: str = "config.toml",
     settings: Settings = Settings(),  # noqa: B008 - frozen, and Prefect makes the form from it
     run_dir: str | None = None,
     fresh: bool = False,
     retry_errors: bool = False,
-) -> RunReport | State[RunReport]:
+) -> RunReport:
     """Answer every row of a dataset and publish the result.
 
     Args:
@@ -57,7 +56,7 @@ def infer(
         else:
             report = verified_report(run)
     show_report(report)
-    return Completed(name="Partial", data=report) if report.state == "partial" else report
+    return report
 
 
 def answer_rows(run: OpenRun) -> None:
