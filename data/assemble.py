@@ -52,6 +52,8 @@ def assemble(
     parts = Parts(place, layout, single)
     names = layout.input.names or (dataset.columns or ())[:1]
     lines = layout.format == "jsonl"
+    # A line is taken apart only if some of its keys are not published.
+    whole = layout.whole and dataset._settings.columns is None
     for chunk in dataset.chunks(columns=names if dataset.columns is not None else None):
         table = outcomes.take(len(chunk))
         totals.add(table)
@@ -59,20 +61,22 @@ def assemble(
         if not lines:
             parts.write(layout.table(chunk, added))
         elif dataset.format == "jsonl":
-            parts.write(_extended_lines(chunk, added, layout))
+            parts.write(_extended_lines(chunk, added, layout, whole))
         else:
             parts.write([dump(record) for record in layout.table(chunk, added).to_pylist()])
     outcomes.finish()
     return parts.close(), totals
 
 
-def _extended_lines(chunk: Chunk, added: pa.Table, layout: Layout) -> list[str]:
+def _extended_lines(chunk: Chunk, added: pa.Table, layout: Layout, whole: bool) -> list[str]:
     """The input's lines with the added keys, folder columns first among them; a bad line is an object of nulls."""
     keep = frozenset(layout.input.names)
     folders = {name: value for name, value in chunk.partition if name in keep}
     bad: Mapping[str, Any] = {**dict.fromkeys(layout.input.names), **folders}
     pairs = zip(chunk.lines(), added.to_pylist(), strict=True)
     return [
-        dump({**bad, **record}) if line is None else extended(line, dump({**folders, **record}), keep)
+        dump({**bad, **record})
+        if line is None
+        else extended(line, dump({**folders, **record}), None if whole else keep)
         for line, record in pairs
     ]

@@ -76,7 +76,7 @@ class EncodedRows:
         self.offsets = np.zeros(self.rows + 1, np.int64)
         np.cumsum(self.lengths, out=self.offsets[1:])
         empty = not self.offsets[-1]
-        self._tokens: TokenIds = np.empty(0, "<u4") if empty else np.memmap(self._file, "<u4", "r")
+        self._tokens: TokenIds = np.empty(0, "<u4") if empty else np.asarray(np.memmap(self._file, "<u4", "r"))
         for spent in (self._keys, self._hashes, self._lengths, self._scored):
             spent.clear()
 
@@ -87,8 +87,8 @@ class EncodedRows:
         return np.flatnonzero(valid).astype(np.int64)
 
     def ids(self, row: int) -> TokenIds:
-        """The token ids of a row (uint32, a copy)."""
-        return np.array(self._tokens[self.offsets[row] : self.offsets[row + 1]], np.uint32)
+        """The token ids of a row (uint32, a view of the file)."""
+        return self._tokens[self.offsets[row] : self.offsets[row + 1]]
 
 
 def _blocks(ids: Sequence[TokenIds]) -> Iterator[tuple[int, int]]:

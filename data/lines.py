@@ -23,24 +23,23 @@ _SPACE = " \t\n\r"
 def dump(record: Mapping[str, Any]) -> str:
     """One line, no line end. Times are ISO 8601, bytes base64, decimals text; a NaN or an infinity is null."""
     try:
-        text = json.dumps(record, ensure_ascii=False, allow_nan=False)
+        text = _encode(record)
     except (ValueError, TypeError):
-        text = json.dumps(_plain(record), ensure_ascii=False, allow_nan=False)
+        text = _encode(_plain(record))
     return escaped(text)
 
 
-def extended(line: str, added: str, keep: Collection[str]) -> str:
-    """The object in `line` with the members of the object `added` after those of its own that `keep` names.
+def extended(line: str, added: str, keep: Collection[str] | None = None) -> str:
+    """The object in `line` with the members of the object `added` after its own; of these only the `keep` names.
 
     A line that loses no member stays as it was, spaces included.
     """
-    own = list(members(line))
-    if all(name in keep for name, _ in own):
+    own = list(members(line)) if keep is not None else []
+    if keep is None or all(name in keep for name, _ in own):
         body = line.strip(_SPACE)[:-1].rstrip(_SPACE)
     else:
-        own = [(name, text) for name, text in own if name in keep]
-        body = "{" + ", ".join(text for _, text in own)
-    separator = ", " if own and added != "{}" else ""
+        body = "{" + ", ".join(text for name, text in own if name in keep)
+    separator = "" if body == "{" or added == "{}" else ", "
     return escaped(f"{body}{separator}{added[1:]}")
 
 
@@ -93,3 +92,4 @@ def _plain(value: Any) -> Any:
 
 # Numbers stay text: only their extent matters, and an integer of thousands of digits is refused by int().
 _DECODER = json.JSONDecoder(strict=False, parse_int=str, parse_float=str)
+_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode

@@ -53,6 +53,8 @@ class Layout:
     added: pa.Schema
     outcomes: pa.Schema
     prefix: str
+    whole: bool = True
+    """Whether every column of the input is published."""
 
     @classmethod
     def of(cls, columns: pa.Schema, results: pa.Schema, output: OutputSettings, form: Format) -> Layout:
@@ -60,7 +62,7 @@ class Layout:
         added = added_schema(results, output.prefix)
         names = published_columns(columns.names, output, added)
         chosen = pa.schema([columns.field(name) for name in names])
-        return cls(form, chosen, added, outcome_schema(results), output.prefix)
+        return cls(form, chosen, added, outcome_schema(results), output.prefix, len(names) == len(columns))
 
     @property
     def schema(self) -> pa.Schema:
