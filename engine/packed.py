@@ -13,6 +13,7 @@ Legend of shapes: T tokens, H query heads, K key heads, D head size, n prompts, 
 from __future__ import annotations
 
 from functools import cached_property
+from inspect import signature
 
 import numpy as np
 import torch
@@ -190,9 +191,11 @@ def _varlen(
     """Flash attention over unequal lengths -> [T, H, D] and log-sum-exp, float32 [H, T]; sides: reach left, right."""
     from torch.nn.attention.varlen import AuxRequest, varlen_attn
 
-    gqa, aux = q.shape[1] != k.shape[1], AuxRequest(lse=True)
+    # torch 2.11 takes grouped key heads unasked, later versions want to be told.
+    grouped = {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
+    aux = AuxRequest(lse=True)
     result = varlen_attn(
-        q, k, v, q_starts, k_starts, q_most, k_most, return_aux=aux, scale=scale, window_size=sides, enable_gqa=gqa
+        q, k, v, q_starts, k_starts, q_most, k_most, return_aux=aux, scale=scale, window_size=sides, **grouped
     )
     assert isinstance(result, tuple)
     return result
