@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 MODEL = next(path.parent for path in sorted((ROOT / "data" / "models").glob("*/config.json")))
-PROMPT = "<|im_start|>user\n{{ text }}<|im_end|>\n<|im_start|>assistant\n"
+PROMPT = '[{ role = "user", content = "{{ text }}" }]'
 
 Overnight = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -33,7 +33,7 @@ def config(tmp_path: Path) -> Path:
     """A configuration that answers the column `text` with at most eight tokens on two workers."""
     path = tmp_path / "config.toml"
     path.write_text(
-        f"[job]\nprompt = {json.dumps(PROMPT)}\n[model]\npath = {json.dumps(str(MODEL))}\n"
+        f"[job]\nprompt = {PROMPT}\n[model]\npath = {json.dumps(str(MODEL))}\n"
         "[sampling]\nmax_tokens = 8\n[workers]\ndp_degree = 2\n",
         encoding="utf-8",
     )

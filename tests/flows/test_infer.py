@@ -58,8 +58,8 @@ def test_the_answers_are_those_of_transformers(overnight: Overnight, tmp_path: P
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
     model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
     for row in read(tmp_path / "out.parquet"):
-        prompt = f"<|im_start|>user\n{row['text']}<|im_end|>\n<|im_start|>assistant\n"
-        ids = tokenizer(prompt, return_tensors="pt")
+        message = [{"role": "user", "content": row["text"]}]
+        ids = tokenizer.apply_chat_template(message, add_generation_prompt=True, return_tensors="pt", return_dict=True)
         made = model.generate(**ids, max_new_tokens=8, do_sample=False)[0, ids["input_ids"].shape[1] :]
         assert row["output"] == tokenizer.decode(made, skip_special_tokens=True)
 

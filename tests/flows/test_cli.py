@@ -1,0 +1,35 @@
+"""The command line itself: quick to answer, and complete in its help."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from tasks.settings import reference
+from tests.flows.conftest import Overnight
+
+HEAVY = ("torch", "transformers", "prefect", "pyarrow", "duckdb", "pandas", "pydantic")
+
+
+def test_help_imports_nothing_heavy() -> None:
+    script = (
+        "import sys, contextlib, flows.cli\n"
+        "with contextlib.suppress(SystemExit): flows.cli.app(['--help'])\n"
+        f"print('heavy:', [name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "infer" in done.stdout
+    assert done.stdout.splitlines()[-1] == "heavy: []"
+
+
+def test_the_help_of_infer_lists_every_setting(overnight: Overnight) -> None:
+    done = overnight("infer", "--help")
+    assert done.returncode == 0
+    text = " ".join(done.stdout.split())
+    assert [s.name for s in reference() if s.name not in text] == []
+    assert [s.name for s in reference() if s.description not in text] == []
+
+
+def test_an_unknown_command_or_option_is_status_two(overnight: Overnight) -> None:
+    assert overnight("infre").returncode == 2
+    assert overnight("audit").returncode == 2
