@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from functools import cached_property
 from inspect import signature
+from typing import Any
 
 import numpy as np
 import torch
@@ -192,7 +193,7 @@ def _varlen(
     from torch.nn.attention.varlen import AuxRequest, varlen_attn
 
     # torch 2.11 takes grouped key heads unasked, later versions want to be told.
-    grouped = {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
+    grouped: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
     aux = AuxRequest(lse=True)
     result = varlen_attn(
         q, k, v, q_starts, k_starts, q_most, k_most, return_aux=aux, scale=scale, window_size=sides, **grouped

@@ -5,7 +5,8 @@ requests added to an idle engine and from nothing else. A step launches the next
 last one, so that a GPU has work while the host reads. What a pack's hidden states mean is left to the subclass.
 
 A pack that does not fit the device's memory is packed again with half the tokens; a single prompt that does not fit is
-an error completion.
+an error completion. The lower budget stays for later requests, except in deterministic mode, where packs must not
+follow from what ran before.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ class PrefillEngine(ABC):
         self.model = model
         self.device: torch.device = model.device
         self.trie = trie
+        self._settings = settings
         self._budget = settings.max_batch_tokens
         self._amp = settings.amp and model.dtype == torch.float32
         self._amp_dtype = resolve_dtype("auto", self.device) if self.device.type == "cuda" else torch.bfloat16
@@ -83,6 +85,8 @@ class PrefillEngine(ABC):
     def step(self) -> list[Completion]:
         """Launch one pack; return the completions of the one before it."""
         if not self._packs and self._waiting:
+            if self._settings.deterministic:
+                self._budget = self._settings.max_batch_tokens
             self._requests, self._waiting = self._admit(self._waiting), []
             self._plan(range(len(self._requests)))
         finish, self._launched = self._launched, None

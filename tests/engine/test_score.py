@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -214,24 +214,39 @@ def test_half_precision_and_autocast_stay_near_float32(pair: Callable[[str], Pai
     assert any(amp[id].logprob != exact[id].logprob for id in exact), "autocast changes the arithmetic"
 
 
-def test_a_pack_that_does_not_fit_is_halved(pair: Callable[[str], Pair]) -> None:
+@pytest.fixture
+def memory_of_30_tokens(pair: Callable[[str], Pair]) -> Iterator[PreTrainedModel]:
+    """A model whose forward passes beyond 30 tokens run out of memory."""
     ours, _ = pair("llama")
-    requests = [Request(id, np.full(8 if id < 8 else 20, id + 1)) for id in range(10)] + [Request(10, np.full(40, 50))]
-    exact = _score(ours, requests)
 
     def exhaust(_module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
         if kwargs["input_ids"] is not None and kwargs["input_ids"].shape[1] > 30:
             raise torch.OutOfMemoryError("no memory left")
 
     hook = ours.base_model.register_forward_pre_hook(exhaust, with_kwargs=True)
-    try:
-        scores = _score(ours, requests)
-    finally:
-        hook.remove()
+    yield ours
+    hook.remove()
+
+
+def test_a_pack_that_does_not_fit_is_halved(pair: Callable[[str], Pair], memory_of_30_tokens: PreTrainedModel) -> None:
+    _, theirs = pair("llama")
+    requests = [Request(id, np.full(8 if id < 8 else 20, id + 1)) for id in range(10)] + [Request(10, np.full(40, 50))]
+    scores = _score(memory_of_30_tokens, requests)
     assert scores[10].error is not None
     assert scores[10].error[0] == "out_of_memory"
-    for id in range(10):
-        assert scores[id].logprob == pytest.approx(exact[id].logprob, abs=1e-5)
+    for request in requests[:10]:
+        expected, _ = _reference(theirs, np.asarray(request.prompt), 0)
+        assert scores[request.id].logprob == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize(("deterministic", "failures"), [(False, 1), (True, 2)])
+def test_a_deterministic_engine_forgets_the_memory_it_met(
+    memory_of_30_tokens: PreTrainedModel, deterministic: bool, failures: int
+) -> None:
+    engine = Scorer(memory_of_30_tokens, EngineSettings(deterministic=deterministic))
+    for _ in range(2):
+        assert len(list(run(engine, [Request(id, np.full(8, id + 1)) for id in range(6)]))) == 6
+    assert engine.statistics()["out_of_memory"] == failures
 
 
 def test_a_prompt_beyond_the_learned_positions_is_an_error(pair: Callable[[str], Pair]) -> None:
