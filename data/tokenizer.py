@@ -1,8 +1,8 @@
 """Text to token ids and back, over the `tokenizers` library alone: importing transformers would cost seconds and torch.
 
 The ids are those of transformers' AutoTokenizer for the same folder; what it takes from tokenizer_config.json (tokens
-to add, whether a beginning or end token frames the text) is applied here too, while truncation and padding stored in
-tokenizer.json are switched off. Control tokens written in a template are encoded as control tokens; the same text
+to add) is applied here too, and what it ignores beside a tokenizer.json (add_bos_token) is ignored; truncation and
+padding stored in tokenizer.json are switched off. Control tokens written in a template are encoded as control tokens; the same text
 inside a row's value must not be, and `encode_guarded` is how (`data.special_text` finds and marks such text).
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import AddedToken, processors
+from tokenizers import AddedToken
 from tokenizers import Tokenizer as RustTokenizer
 
 from data.errors import InputError
@@ -129,7 +129,7 @@ class Tokenizer:
         return content if isinstance(content, str) else None
 
     def _complete(self) -> None:
-        """Add what transformers adds when it loads the folder: tokens of the configuration, and the framing tokens."""
+        """Add what transformers adds when it loads the folder: the tokens that only the configuration names."""
         known = {token.content: token for token in self._tokenizer.get_added_tokens_decoder().values()}
         decoder: dict[str, Any] = self.config.get("added_tokens_decoder") or {}
         for _, token in sorted(decoder.items(), key=lambda pair: int(pair[0])):
@@ -144,20 +144,6 @@ class Tokenizer:
                 token = known.get(content) or AddedToken(content, normalized=False)
                 token.special = True
                 self._tokenizer.add_special_tokens([token])
-        if self.config.get("add_bos_token") is not None or self.config.get("add_eos_token") is not None:
-            self._frame()
-
-    def _frame(self) -> None:
-        pieces = ["$A:0"]
-        tokens = []
-        for name, place in (("bos_token", 0), ("eos_token", 1)):
-            content = self._named(name)
-            if self.config.get(f"add_{name}") and content is not None:
-                pieces.insert(place * len(pieces), f"{content}:0")
-                tokens.append((content, self._tokenizer.token_to_id(content)))
-        self._tokenizer.post_processor = processors.TemplateProcessing(
-            single=" ".join(pieces), pair=" ".join(pieces) + " $B:1", special_tokens=tokens
-        )
 
 
 def read_config(folder: Path) -> dict[str, Any]:
