@@ -151,7 +151,7 @@ def _answer(job: Job, config: Path | None) -> RunReport:
             from flows.infer import infer as flow
 
             report: RunReport = flow(config=str(config or ""), run_dir=str(job.run_path))
-        except RunError as error:
+        except (RunError, OSError) as error:
             return failed_report(run, str(error))
         except KeyboardInterrupt:
             _print(failed_report(run, "interrupted; finished shards are kept", "interrupted"))

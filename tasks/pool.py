@@ -28,11 +28,11 @@ MAX_RESTART_DELAY_SECONDS = 30.0
 Event = dict[str, Any]
 
 
-class WorkerDied(RuntimeError):
+class WorkerDied(RunError):
     """A worker ended while it held a shard; the shard may be tried again."""
 
 
-class Interrupted(RuntimeError):
+class Interrupted(RunError):
     """The pool was closed before the shard was finished."""
 
 
