@@ -23,7 +23,7 @@ from data.placement import Placement, place
 from data.rows import BadRow, Record
 from data.run_folder import RunFolder
 from data.sharding import PlanOptions, shard_prompts
-from data.shards import Shard, prompts_path, shard_id, write_prompts
+from data.shards import Shard, prompts_path, write_prompts
 from data.window import Window, load_window, read_table, save_window
 
 if TYPE_CHECKING:
@@ -98,11 +98,9 @@ def restore_prompts(
     for shard in lacking:
         members = wanted[shard_of[wanted] == shard.index]
         members = members[np.argsort(slot[members])]
-        position = np.searchsorted(by_row, members)
-        keys = encoded.keys[position].astype("<u8").tobytes()
-        if shard_id(identity_digest, window.generation, keys, occurrence[members]) != shard.id:
+        prompts = shard_prompts(encoded, np.searchsorted(by_row, members), occurrence[members])
+        if write_prompts(run, identity_digest, window.generation, prompts) != shard.id:
             raise RunError("the input or the tokenizer gives other prompts than planned; start again with --fresh")
-        write_prompts(run, shard.id, shard_prompts(encoded, position, occurrence[members]))
 
 
 def read_columns(dataset: Dataset, prompter: Prompter) -> Sequence[str] | None:
@@ -173,9 +171,9 @@ def _plan(
     last = stream.exhausted
     encoded.seal()
     placement = place(run, identity_digest, encoded, options, earlier, next_shard)
-    for shard, members in zip(placement.sharding.shards, placement.sharding.members, strict=True):
+    for members in placement.sharding.members:
         rows, occurrences = placement.sequences.rows[members], placement.sequences.occurrences[members]
-        write_prompts(run, shard.id, shard_prompts(encoded, rows, occurrences))
+        write_prompts(run, identity_digest, 0, shard_prompts(encoded, rows, occurrences))
     window = Window(
         index=len(earlier),
         generation=0,

@@ -76,8 +76,9 @@ def plan_retry(
     first = max(window.next_shard for window in (*windows, *retries) if window.shards)
     generation = len(retries) + 1
     sharding = divide(identity_digest, encoded, sequences, options, first=first, window=-1, retry=generation)
-    for shard, members in zip(sharding.shards, sharding.members, strict=True):
-        write_prompts(run, shard.id, shard_prompts(encoded, members, sequences.occurrences[members]))
+    for members in sharding.members:
+        prompts = shard_prompts(encoded, sequences.rows[members], sequences.occurrences[members])
+        write_prompts(run, identity_digest, generation, prompts)
     places = [source["row"], sharding.shard, sharding.slot, source["occurrence"], source["shard"], source["slot"]]
     window = Window(
         index=-1,

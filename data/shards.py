@@ -2,8 +2,8 @@
 
 A shard is an ordered set of sequences, each an answer to be computed once. Its id is a digest of the run, the
 sequences' keys and their order, so the same shard has the same id whoever plans it. The prompt file stores the tokens
-that all of its sequences begin with once; reading checks every sequence against its key, because Arrow files have no
-checksums and a prompt with one flipped bit would otherwise be answered without complaint.
+that all of its sequences begin with once. Reading checks every sequence against its key and all of them against the
+shard's id: Arrow files have no checksums, and a prompt with a flipped bit would be answered without complaint.
 """
 
 from __future__ import annotations
@@ -78,8 +78,9 @@ def prompts_path(run: RunFolder, identifier: str) -> Path:
     return run.prompts / f"{identifier}.arrow"
 
 
-def write_prompts(run: RunFolder, identifier: str, prompts: ShardPrompts) -> None:
-    """Write the prompt file of a shard, unless it is there."""
+def write_prompts(run: RunFolder, identity: str, generation: int, prompts: ShardPrompts) -> str:
+    """Write the prompt file of a shard, unless it is there; returns the shard's id (`shard_id`)."""
+    identifier = shard_id(identity, generation, b"".join(prompts.keys), np.array(prompts.occurrences, np.int32))
     prefix = _common_prefix(prompts.ids)
     tails = [ids[len(prefix) :] for ids in prompts.ids]
     offsets = np.zeros(len(tails) + 1, np.int32)
@@ -92,34 +93,47 @@ def write_prompts(run: RunFolder, identifier: str, prompts: ShardPrompts) -> Non
     }
     if prompts.scored_from is not None:
         columns["scored_from"] = pa.array(prompts.scored_from, pa.int32())
-    table = pa.table(columns).replace_schema_metadata({"prefix": prefix.astype("<u4").tobytes()})
+    metadata = {"identity": identity, "generation": str(generation), "prefix": prefix.astype("<u4").tobytes()}
+    table = pa.table(columns).replace_schema_metadata(metadata)
 
     def write(file: Any) -> None:
-        with pa.ipc.new_file(file, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+        # The stream format: the file format would store the schema, and with it the prefix, twice.
+        with pa.ipc.new_stream(file, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
             writer.write_table(table)
 
     write_file(run.tmp, prompts_path(run, identifier), write)
+    return identifier
 
 
 def read_prompts(run: RunFolder, identifier: str) -> ShardPrompts:
-    """The prompts of a shard, checked against their keys. RunError names a missing or damaged file."""
+    """The prompts of a shard, checked against its id. RunError names a missing or damaged file."""
     path = prompts_path(run, identifier)
     try:
-        with pa.OSFile(str(path), "rb") as source, pa.ipc.open_file(source) as reader:
+        with pa.OSFile(str(path), "rb") as source, pa.ipc.open_stream(source) as reader:
             table = reader.read_all().combine_chunks()
+        # Damaged offsets would otherwise be followed anywhere.
+        table.validate(full=True)
+        prompts = _prompts_of(table)
+        identity, generation = (table.schema.metadata[name].decode() for name in (b"identity", b"generation"))
+        occurrences = np.array(prompts.occurrences, np.int32)
+        sound = shard_id(identity, int(generation), b"".join(prompts.keys), occurrences) == identifier
     except FileNotFoundError:
         raise RunError(f"{path} is missing: the shard was committed meanwhile, or the run was set aside") from None
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as error:
         raise RunError(f"{path} is damaged ({type(error).__name__}); delete it and run again") from error
+    starts = prompts.scored_from or [0] * len(prompts)
+    for key, sequence, start in zip(prompts.keys, prompts.ids, starts, strict=True):
+        sound = sound and key == sequence_key(sequence.astype("<u4", copy=False).tobytes(), start)
+    if not sound:
+        raise RunError(f"{path} is damaged: its prompts are not those of the shard; delete it and run again")
+    return prompts
+
+
+def _prompts_of(table: pa.Table) -> ShardPrompts:
     prefix = np.frombuffer(table.schema.metadata[b"prefix"], "<u4").astype(np.uint32)
     ids = [np.concatenate([prefix, tail]) for tail in _slices(table["ids"])]
     scored = table["scored_from"].to_pylist() if "scored_from" in table.column_names else None
-    prompts = ShardPrompts(ids, table["key"].to_pylist(), table["occurrence"].to_pylist(), scored)
-    starts = scored or [0] * len(ids)
-    for key, sequence, start in zip(prompts.keys, ids, starts, strict=True):
-        if key != sequence_key(sequence.astype("<u4", copy=False).tobytes(), start):
-            raise RunError(f"{path} is damaged: a prompt does not match its key; delete it and run again")
-    return prompts
+    return ShardPrompts(ids, table["key"].to_pylist(), table["occurrence"].to_pylist(), scored)
 
 
 def _slices(column: pa.ChunkedArray) -> list[TokenIds]:

@@ -1,4 +1,4 @@
-"""A small laboratory for the second half of data: real files and datasets, a prompter over bytes, answers from prompts."""
+"""A small laboratory for runs: real files and datasets, a prompter over bytes, answers made from prompts."""
 
 from __future__ import annotations
 
