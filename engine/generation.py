@@ -14,16 +14,16 @@ from collections.abc import Sequence as Seq
 from hashlib import blake2b
 
 import numpy as np
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from engine.blocks import BlockPool
 from engine.kv_memory import kv_blocks, layer_shapes
+from engine.model import steady_positions
 from engine.paged import BLOCK, NULL_BLOCK, PagedKV
 from engine.request import Completion, Request
-from engine.runner import Runner
+from engine.runner import Launched, Runner
 from engine.sampling import NOT_A_NUMBER, Sampler
-from engine.scheduler import Scheduler, Step
+from engine.scheduler import Scheduler
 from engine.sequence import Sequence
 from engine.settings import EngineSettings, SamplingSettings
 from engine.stopping import Stopping
@@ -54,7 +54,7 @@ class Generator:
             raise ValueError("sampling.stop needs the bytes of the tokenizer's tokens")
         device = model.device
         self._sampling = sampling
-        self._context = context_length
+        self._context = min(context_length, steady_positions(model) or context_length)
         self._vocabulary: int = model.config.get_text_config().vocab_size
         self._deterministic = device.type == "cpu" if engine.deterministic is None else engine.deterministic
         logit_bytes = _LOGIT_BYTES.get(device.type, _LOGIT_BYTES_ON_GPU)
@@ -66,17 +66,17 @@ class Generator:
             layers,
             engine.model_copy(update={"deterministic": self._deterministic}),
             rows=rows,
-            context_length=context_length,
+            context_length=self._context,
         )
         self._scheduler = Scheduler(
             BlockPool(blocks, BLOCK, NULL_BLOCK + 1), max_rows=rows, max_batch_tokens=engine.max_batch_tokens
         )
         sampler = Sampler(sampling, rows=rows, vocabulary=self._vocabulary, device=device)
         kv = PagedKV(layers, blocks, device)
-        self._runner = Runner(model, engine, kv, sampler, rows=rows, blocks=-(-context_length // BLOCK))
+        self._runner = Runner(model, engine, kv, sampler, rows=rows, blocks=-(-self._context // BLOCK))
         self._stopping = Stopping(stop_ids, sampling.stop, token_bytes)
         self._ahead = 1 if device.type == "cuda" else 0
-        self._launched: deque[tuple[Step, Tensor]] = deque()
+        self._launched: deque[Launched] = deque()
         self._refused: list[Completion] = []
         self._folds: dict[tuple[bytes, int], Sequence] = {}
         self._counts = dict.fromkeys(("steps", "prompt_tokens", "computed_tokens", "output_tokens", "folded"), 0)
@@ -109,13 +109,13 @@ class Generator:
         """Launch one forward pass and return the completions of those read."""
         step = self._scheduler.plan()
         if step is not None:
-            self._launched.append((step, self._runner.launch(step)))
+            self._launched.append(self._runner.launch(step))
             self._counts["steps"] += 1
             self._counts["computed_tokens"] += step.tokens
             self._counts["most_rows"] = max(self._counts["most_rows"], self._scheduler.running)
         done, self._refused = self._refused, []
         while len(self._launched) > (self._ahead if step is not None else 0):
-            done += self._read(*self._launched.popleft())
+            done += self._read(self._launched.popleft())
         assert step is not None or done or self._launched, "nothing can run and nothing was finished"
         if not self.has_work:
             self._idle()
@@ -149,10 +149,10 @@ class Generator:
         self._counts["errors"] += 1
         self._refused.append(Completion(request.id, error=(code, message), prompt_tokens=len(request.prompt)))
 
-    def _read(self, step: Step, tokens: Tensor) -> list[Completion]:
+    def _read(self, launched: Launched) -> list[Completion]:
         """Take in the tokens of a step; waits for the device."""
         done: list[Completion] = []
-        for sequence, token in zip(step.sampled, tokens.tolist(), strict=True):
+        for sequence, token in zip(launched.step.sampled, launched.tokens(), strict=True):
             if sequence.finished:
                 continue  # one token too many, launched before the last one was read
             if token == NOT_A_NUMBER:

@@ -77,6 +77,25 @@ def load_model(
     return model
 
 
+def steady_positions(model: PreTrainedModel) -> int | None:
+    """Positions up to which a row's rotary embedding does not depend on its neighbours; None where it never does.
+
+    transformers switches "longrope" and "dynamic" frequencies by the longest position of the whole batch, so a longer
+    neighbour would change a row's answer. Sequences within this limit are embedded as transformers embeds them alone.
+    """
+    config = model.config.get_text_config()
+    parameters = getattr(config, "rope_parameters", None) or {}
+    nested = [value for value in parameters.values() if isinstance(value, dict)]
+    limits = []
+    for rope in nested or [parameters]:
+        kind = rope.get("rope_type", "default")
+        if kind == "longrope":
+            limits.append(int(rope["original_max_position_embeddings"]))
+        elif "dynamic" in kind:
+            limits.append(int(config.max_position_embeddings))
+    return min(limits, default=None)
+
+
 def _check_config(config: Any) -> None:
     if getattr(config, "is_encoder_decoder", False):
         raise ValueError(f"model type {config.model_type} is an encoder-decoder; a decoder-only model is needed")

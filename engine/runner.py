@@ -22,6 +22,27 @@ from engine.sequence import Sequence
 from engine.settings import EngineSettings
 
 
+class Launched:
+    """A step under way: its tokens are copied to the host as soon as they are there, beside later steps."""
+
+    def __init__(self, step: Step, tokens: Tensor) -> None:
+        self.step = step
+        self._copied: torch.cuda.Event | None = None
+        self._tokens = tokens
+        if tokens.is_cuda:
+            self._tokens = torch.empty(tokens.shape, dtype=tokens.dtype, pin_memory=True)
+            self._tokens.copy_(tokens, non_blocking=True)
+            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._copied.record()
+
+    def tokens(self) -> list[int]:
+        """The tokens of step.sampled; waits for this step, not for those launched after it."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        tokens: list[int] = self._tokens.tolist()
+        return tokens
+
+
 class Runner:
     """The model, its KV cache and the rows of the running sequences."""
 
@@ -39,8 +60,8 @@ class Runner:
         if "logits_to_keep" not in inspect.signature(model.forward).parameters:
             raise ValueError(f"{type(model).__name__} cannot leave out logits (no logits_to_keep); it cannot generate")
 
-    def launch(self, step: Step) -> Tensor:
-        """Compute the step; tokens int64 [S] of step.sampled, on the device."""
+    def launch(self, step: Step) -> Launched:
+        """Start to compute the step."""
         self._admit(step.admitted)
         decode = len(step.decode)
         rows = np.array([s.row for s in step.decode] + [c.sequence.row for c in step.chunks], np.int64)
@@ -60,7 +81,7 @@ class Runner:
             logits = self._model(
                 input_ids=ids[None], position_ids=at[None], use_cache=False, logits_to_keep=self._upload(keep)
             ).logits[0]
-        return self._sample(step.sampled, logits)
+        return Launched(step, self._sample(step.sampled, logits))
 
     def clear(self, blocks: list[int]) -> None:
         """Zero the KV of blocks that held NaN."""

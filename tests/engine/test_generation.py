@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, Phi3Config, PreTrainedModel
 
 from engine.generation import Generator
 from engine.kv_memory import layer_shapes
@@ -23,12 +23,18 @@ TOKEN_BYTES = [bytes([97 + i % 26]) if i % 3 else bytes([97 + i % 26, 98 + i % 7
 
 
 def generator(
-    model: PreTrainedModel, *, budget: int = 8192, stop_ids: Seq[int] = (), amp: bool = False, **sampling: object
+    model: PreTrainedModel,
+    *,
+    budget: int = 8192,
+    stop_ids: Seq[int] = (),
+    amp: bool = False,
+    deterministic: bool = True,
+    **sampling: object,
 ) -> Generator:
     return Generator(
         model,
         SamplingSettings(**({"max_tokens": 12} | sampling)),  # type: ignore[arg-type]
-        EngineSettings(max_batch_tokens=budget, amp=amp),
+        EngineSettings(max_batch_tokens=budget, amp=amp, deterministic=deterministic),
         stop_ids=stop_ids,
         token_bytes=TOKEN_BYTES,
         context_length=CONTEXT,
@@ -203,7 +209,7 @@ def test_nan_is_the_error_of_its_own_row(
     model.get_input_embeddings().weight[50] = float("nan")
     texts = [[t if t != 50 else 51 for t in text] for text in prompts(12, 20, 50)]
     for i in (1, 4):
-        texts[i][len(texts[i]) // 2] = 50
+        texts[i][-1] = 50
     for ahead in (0, 1):
         engine = generator(model, max_tokens=4)
         engine._ahead = ahead
@@ -217,6 +223,22 @@ def test_nan_is_the_error_of_its_own_row(
                 want = expected(references["qwen3"], text, 4)
                 # An answer that reaches the spoiled token itself is an error as well.
                 assert done[i].token_ids == want or 50 in want
+
+
+def test_blocks_of_a_spoiled_row_are_not_shared(
+    model_folders: dict[str, Path], references: dict[str, PreTrainedModel]
+) -> None:
+    """They are cleared, so a later prompt with the same beginning must compute it again."""
+    model = load_model(model_folders["qwen3"], dtype=torch.float32, device=torch.device("cpu"))
+    model.get_input_embeddings().weight[50] = float("nan")
+    text = [value % 50 for value in prompts(1, 40, 40)[0]]
+    engine = generator(model, max_tokens=1, deterministic=False)
+    assert answers(engine, [Request(0, text)])[0].error is None
+    assert answers(engine, [Request(0, [*text[:32], 50])])[0].error is not None
+    assert answers(engine, [Request(0, [*text[:32], 1, 2])])[0].token_ids == expected(
+        references["qwen3"], [*text[:32], 1, 2], 1
+    )
+    assert engine.statistics()["shared_tokens"] == 32
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -252,6 +274,41 @@ def test_fp8_kv_is_close_to_full_precision(models: dict[str, PreTrainedModel]) -
     small = answers(engine, requests)
     assert all(small[i].token_ids[0] == plain[i].token_ids[0] for i in range(8))
     assert sum(small[i].token_ids == plain[i].token_ids for i in range(8)) >= 4
+
+
+def test_rows_do_not_see_the_frequencies_of_longer_neighbours(tmp_path: Path) -> None:
+    """longrope switches by the longest position of a batch: sequences are kept below the switch."""
+    config = Phi3Config(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=CONTEXT,
+        original_max_position_embeddings=32,
+        rope_parameters={
+            "rope_type": "longrope",
+            "rope_theta": 10000.0,
+            "short_factor": [1.0] * 8,
+            "long_factor": [float(2 + i) for i in range(8)],
+            "original_max_position_embeddings": 32,
+        },
+        pad_token_id=0,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    reference = AutoModelForCausalLM.from_config(config).eval()
+    for parameter in reference.parameters():
+        parameter.data.normal_(0, 0.3, generator=torch.Generator().manual_seed(parameter.numel()))
+    reference.save_pretrained(tmp_path)
+    model = load_model(tmp_path, dtype=torch.float32, device=torch.device("cpu"))
+    texts = [*prompts(5, 1, 20), [9] * 40]
+    done = answers(generator(model, max_tokens=30), [Request(i, text) for i, text in enumerate(texts)])
+    for i, text in enumerate(texts[:5]):
+        assert done[i].token_ids == expected(reference, text, min(30, 32 - len(text)))
+    assert done[5].error is not None
+    assert done[5].error[0] == "prompt_too_long"
 
 
 def test_stop_strings_need_the_token_table(models: dict[str, PreTrainedModel]) -> None:
