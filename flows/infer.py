@@ -64,8 +64,8 @@ def answer_rows(run: OpenRun) -> None:
     bar = start_progress(run.folder.id)
     planner = Planner(run)
     in_flight: list[list[PrefectFuture[None]]] = []
-    while (window := plan_next_window(planner)) is not None:
-        in_flight.append(submit_lots(run, window))
+    while not planner.ended:
+        in_flight.append(submit_lots(run, plan_next_window(planner)))
         if len(in_flight) > 1:
             _finish(in_flight.pop(0), run, bar)
     for lots in in_flight:

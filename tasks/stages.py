@@ -42,13 +42,17 @@ class Planner:
         self.run = run
         self._windows = plan_windows(run.folder, job.dataset, job.prompter, job.run_id, _plan_options(job.settings))
 
-    def next(self) -> Window | None:
-        """Plan the next window, or load it if it was planned before; None after the last."""
-        window = next(self._windows, None)
-        if window is not None:
-            self.run.windows.append(window)
-            self.run.events.tell(_planned(window))
-            self._tell_resumed(window)
+    @property
+    def ended(self) -> bool:
+        """Whether the last window has been planned."""
+        return bool(self.run.windows) and self.run.windows[-1].last
+
+    def next(self) -> Window:
+        """Plan the next window, or load it if it was planned before. A run has at least one."""
+        window = next(self._windows)
+        self.run.windows.append(window)
+        self.run.events.tell(_planned(window))
+        self._tell_resumed(window)
         return window
 
     def _tell_resumed(self, window: Window) -> None:
@@ -68,7 +72,7 @@ class Planner:
 
 
 @task(name="plan", cache_policy=NO_CACHE, persist_result=False)
-def plan_next_window(planner: Planner) -> Window | None:
+def plan_next_window(planner: Planner) -> Window:
     """Plan one window of the input."""
     return planner.next()
 
