@@ -1,0 +1,67 @@
+"""Generation on a GPU against the same engine on CPU, with the bundled model and its sample."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+
+from engine.generation import Generator
+from engine.model import load_model
+from engine.request import Request, run
+from engine.settings import EngineSettings, SamplingSettings
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+ROOT = Path(__file__).parent.parent.parent
+MODEL = ROOT / "data" / "models" / "messages-4m"
+SYSTEM = "Give the intent and the sentiment of the message as JSON."
+ROWS = [json.loads(line) for line in (ROOT / "data" / "sample" / "messages.jsonl").read_text("utf-8").splitlines()]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.from_file(str(MODEL / "tokenizer.json"))
+
+
+@pytest.fixture(scope="module")
+def prompts(tokenizer: Tokenizer) -> list[list[int]]:
+    texts = (
+        f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\n{row['text']}<|im_end|>\n<|im_start|>assistant\n"
+        for row in ROWS
+    )
+    return [tokenizer.encode(text).ids for text in texts]
+
+
+def answers(
+    prompts: list[list[int]], device: str, dtype: torch.dtype = torch.float32, temperature: float = 0.0
+) -> list[list[int]]:
+    eos = json.loads((MODEL / "generation_config.json").read_text())["eos_token_id"]
+    model = load_model(MODEL, dtype=dtype, device=torch.device(device))
+    sampling = SamplingSettings(max_tokens=32, temperature=temperature, seed=3)
+    stop_ids = [eos] if isinstance(eos, int) else eos
+    engine = Generator(model, sampling, EngineSettings(), stop_ids=stop_ids, token_bytes=(), context_length=1024)
+    done = run(engine, [Request(id=number, prompt=ids, max_tokens=32) for number, ids in enumerate(prompts)])
+    by_id = {completion.id: completion.token_ids for completion in done}
+    return [by_id[number] for number in range(len(prompts))]
+
+
+@pytest.mark.parametrize("count", [1, 7, 64, 360])
+def test_greedy_float32_equals_cpu(prompts: list[list[int]], count: int) -> None:
+    assert answers(prompts[:count], "cuda") == answers(prompts[:count], "cpu")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_sample_is_answered_right(tokenizer: Tokenizer, prompts: list[list[int]], dtype: torch.dtype) -> None:
+    made = [tokenizer.decode(ids) for ids in answers(prompts, "cuda", dtype)]
+    right = sum(answer == row["expected"] for answer, row in zip(made, ROWS, strict=True))
+    assert right / len(ROWS) >= 0.94
+
+
+def test_samples_do_not_depend_on_neighbours(prompts: list[list[int]]) -> None:
+    together = answers(prompts[:64], "cuda", temperature=1.0)
+    alone = [answers([ids], "cuda", temperature=1.0)[0] for ids in prompts[:4]]
+    assert together[:4] == alone
