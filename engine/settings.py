@@ -35,7 +35,9 @@ class SamplingSettings(Section):
     temperature: float = Field(0.0, ge=0, description="0 takes the likeliest token; above 0 samples.")
     top_p: float = Field(1.0, gt=0, le=1, description="Sample from the likeliest tokens that hold this probability.")
     top_k: int = Field(0, ge=0, description="Sample from this many likeliest tokens; 0 for all.")
-    min_p: float = Field(0.0, ge=0, le=1, description="Drop tokens below this share of the likeliest one's probability.")
+    min_p: float = Field(
+        0.0, ge=0, le=1, description="Drop tokens below this share of the likeliest one's probability."
+    )
     repetition_penalty: float = Field(1.0, gt=0, description="Above 1 makes tokens seen before less likely.")
     seed: int = Field(0, ge=0, lt=2**63, description="Seed of the samples.")
     stop: tuple[str, ...] = Field((), description="Texts that end an answer; they are not part of it.")
