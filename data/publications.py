@@ -33,6 +33,11 @@ def recorded(run: RunFolder, manifest: Manifest) -> bool:
     return _path(run, manifest.digest).exists()
 
 
+def completed(run: RunFolder) -> bool:
+    """Whether this ledger has assembled a complete result, wherever it is now."""
+    return any(manifest.complete for manifest, _ in map(_read, _records(run)))
+
+
 def placed(run: RunFolder, target: Target) -> Manifest | None:
     """The recorded manifest whose files are at the target, which has none of its own yet."""
     return _match(run, target, target.path)[0]
@@ -76,9 +81,7 @@ def _manifest_digest(target: Target) -> str | None:
 
 def _match(run: RunFolder, target: Target, place: Path) -> tuple[Manifest | None, Any]:
     sizes = {name: path.stat().st_size for name, path in target.parts(place).items()}
-    for path in sorted(run.publications.glob("*.json")):
-        if path.name == "replace.json":
-            continue
+    for path in _records(run):
         manifest, state = _read(path)
         # Sizes first: digests of somebody else's large files are not worth computing.
         same = {file.name: file.bytes for file in manifest.files} == sizes
@@ -93,6 +96,10 @@ def _read(path: Path) -> tuple[Manifest, Any]:
         return Manifest.from_bytes(content["manifest"].encode(), str(path)), content["state"]
     except (ValueError, TypeError, KeyError) as error:
         raise RunError(f"{path} is damaged; delete it and run again") from error
+
+
+def _records(run: RunFolder) -> list[Path]:
+    return sorted(path for path in run.publications.glob("*.json") if path.name != "replace.json")
 
 
 def _path(run: RunFolder, digest: str) -> Path:

@@ -95,7 +95,7 @@ def publish(
     state = _state(output, ledger, windows, retries, complete=not partial)
     found = publications.assembled(run, target, state)
     if found is None:
-        answers = Answers(run, windows, retries, ledger, results, published_base(run, output), partial)
+        answers = Answers(run, windows, retries, ledger, results, _base(run, output), partial)
         answers.check(output.error_budget)
         found = _assemble(answers, target, dataset, output, manifest_fields)
     manifest, place = found
@@ -116,6 +116,16 @@ def published_base(run: RunFolder, output: OutputSettings) -> tuple[Target, Mani
     if manifest is not None and manifest.complete and publications.recorded(run, manifest):
         return target, manifest
     return None
+
+
+def _base(run: RunFolder, output: OutputSettings) -> tuple[Target, Manifest] | None:
+    base = published_base(run, output)
+    if base is None and publications.completed(run) and not any(run.shards.iterdir()):
+        raise RunError(
+            f"the results of this run were published and deleted from {run.path}, and are not at {output.path}: "
+            "restore them there, or compute them again with --fresh"
+        )
+    return base
 
 
 def _assemble(

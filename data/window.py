@@ -37,7 +37,8 @@ KEYS = pa.schema([("hi", pa.uint64()), ("lo", pa.uint64()), ("shard", pa.int32()
                   ("count", pa.int32())])  # fmt: skip
 """One line a distinct prompt of the window that no earlier window answers; `count` is how often it is there."""
 
-RETRIES = pa.schema([*list(ROWS)[:4], pa.field("old_shard", pa.int32()), pa.field("old_slot", pa.int32())])
+RETRIES = pa.schema([("row", pa.int64()), ("shard", pa.int32()), ("slot", pa.int32()), ("occurrence", pa.int32()),
+                     ("old_shard", pa.int32()), ("old_slot", pa.int32())])  # fmt: skip
 """One line a sequence that is computed again: a row that holds its prompt, its new place, and where its error is."""
 
 

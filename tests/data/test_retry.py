@@ -1,0 +1,140 @@
+"""Retried error rows: only they are computed, their new results win, and everything survives interruption."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from data.audit import audit
+from data.errors import InputError
+from data.ledger import Ledger
+from data.plan import load_windows
+from data.publish import OverBudget, published_base
+from data.retry import load_retries, plan_retry
+from data.settings import OutputSettings
+from data.shards import prompts_path, read_prompts
+
+ROWS = [{"id": number, "text": f"text {number * 7 % 60}" if number % 40 else ""} for number in range(300)]
+BAD = ("text 5", "text 12", "text 33")
+
+
+def fails(text: str, _occurrence: int) -> bool:
+    return text in BAD
+
+
+def retry(lab: Any) -> Any:
+    base = published_base(lab.run, lab.output)
+    return plan_retry(lab.run, lab.dataset, lab.prompter, lab.run.id, lab.options, load_windows(lab.run), base)
+
+
+@pytest.fixture
+def failed(lab: Callable[..., Any]) -> Any:
+    made = lab(ROWS)
+    made.output = OutputSettings(path=str(made.root / "out"), error_budget=0.05)
+    made.compute(fails)
+    return made
+
+
+def texts(lab: Any, window: Any) -> list[str]:
+    return [bytes(ids.astype("u1")).decode() for shard in window.shards for ids in read_prompts(lab.run, shard.id).ids]
+
+
+def outputs(lab: Any) -> list[str | None]:
+    return [row["output"] for row in lab.rows()]
+
+
+COMPLETE = [f"{row['text'].upper()}#0" if row["text"] else None for row in ROWS]
+
+
+def test_only_the_failed_sequences_are_computed_again_and_their_results_win(failed: Any) -> None:
+    with pytest.raises(OverBudget):
+        failed.publish()
+    window = retry(failed)
+    assert sorted(texts(failed, window)) == sorted(BAD)
+    failed.work(window.shards)
+    manifest = failed.publish()
+    assert outputs(failed) == COMPLETE
+    assert manifest.errors == {"blank_prompt": 8}
+    assert manifest.retries == 1
+    assert audit(failed.target).valid
+    assert retry(failed) is None
+
+
+def test_a_published_result_is_replaced_from_its_own_answers(failed: Any) -> None:
+    failed.output = OutputSettings(path=str(failed.root / "out"), error_budget=1)
+    first = failed.publish()
+    assert first.errors["nan_logits"] == 15
+    assert not os.listdir(failed.run.shards)
+    window = retry(failed)
+    assert sorted(texts(failed, window)) == sorted(BAD)
+    assert failed.publish() == first, "a retry that is not finished changes nothing"
+    failed.work(window.shards, lambda text, _: text == "text 12")
+    second = failed.publish()
+    assert second.errors == {"blank_prompt": 8, "nan_logits": 5}
+    assert (first.retries, second.retries) == (0, 1)
+    window = retry(failed)
+    assert (texts(failed, window), window.name) == (["text 12"], "r00002")
+    failed.work(window.shards)
+    failed.publish()
+    assert outputs(failed) == COMPLETE
+    assert sorted(os.listdir(failed.root)) == ["in.parquet", "out", "run"]
+    assert not os.listdir(failed.run.shards)
+
+
+@pytest.mark.parametrize("name", ["answers.jsonl", "answers.parquet"])
+def test_it_works_for_single_files(lab: Callable[..., Any], name: str) -> None:
+    made = lab(ROWS)
+    made.output = OutputSettings(path=str(made.root / name), error_budget=1, prefix="llm_")
+    made.compute(fails)
+    made.publish()
+    made.work(retry(made).shards)
+    made.publish()
+    assert [row["llm_output"] for row in made.rows()] == COMPLETE
+    assert audit(made.target).valid
+
+
+def test_an_interrupted_retry_is_gone_on_with(failed: Any) -> None:
+    failed.options = replace(failed.options, shard_tokens=1)
+    window = retry(failed)
+    for shard in window.shards:
+        prompts_path(failed.run, shard.id).unlink()
+    again = retry(failed)
+    assert again == window
+    assert sorted(texts(failed, again)) == sorted(BAD)
+    assert len(load_retries(failed.run)) == 1
+
+
+def test_a_retry_that_fails_again_keeps_the_error_and_counts_anew(failed: Any) -> None:
+    ids = set()
+    for generation in (1, 2):
+        window = retry(failed)
+        assert window.generation == generation
+        ids |= {shard.id for shard in window.shards}
+        failed.work(window.shards, fails)
+    assert len(ids) == 2
+    with pytest.raises(OverBudget, match="nan_logits 15"):
+        failed.publish()
+    assert len(Ledger(failed.run).commits()) == sum(len(w.shards) for w in load_windows(failed.run)) + 2
+
+
+def test_occurrences_are_those_of_the_first_time(lab: Callable[..., Any]) -> None:
+    made = lab([{"id": number, "text": f"t{number % 3}"} for number in range(160)])
+    made.options = replace(made.options, fold=False)
+    made.output = OutputSettings(path=str(made.root / "out"), error_budget=1)
+    made.compute(lambda text, occurrence: text == "t1" and occurrence in (4, 30))
+    made.publish()
+    window = retry(made)
+    prompts = read_prompts(made.run, window.shards[0].id)
+    assert sorted(prompts.occurrences) == [4, 30]
+    made.work(window.shards)
+    made.publish()
+    assert outputs(made) == [f"T{number % 3}#{number // 3}" for number in range(160)]
+
+
+def test_a_run_that_is_not_planned_to_the_end_is_not_retried(failed: Any) -> None:
+    with pytest.raises(InputError, match="not planned to its end"):
+        plan_retry(failed.run, failed.dataset, failed.prompter, failed.run.id, failed.options, [])
