@@ -15,6 +15,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from tasks.check import Check
+from tasks.figures import plural
 
 REINSTALL = "reinstall torch into a fresh .venv, and unset LD_LIBRARY_PATH"
 
@@ -27,7 +28,12 @@ def check_cuda(gpus: int, driver: int | None) -> Iterator[Check]:
     if built is None:
         if gpus:
             advice = "this torch has no CUDA: install it with deploy/constraints-cuda.txt"
-            yield Check("cuda", "fail", f"{gpus} GPUs, but torch {torch.__version__} is built for the CPU", advice)
+            yield Check(
+                "cuda",
+                "fail",
+                f"{plural(gpus, 'GPU')} here, but torch {torch.__version__} is built for the CPU",
+                advice,
+            )
         else:
             yield Check("cuda", "ok", f"no GPU; torch {torch.__version__} is built for the CPU")
         return

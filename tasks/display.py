@@ -26,6 +26,14 @@ REFRESH_SECONDS = 0.25
 PLAIN_LINE_SECONDS = 10.0
 
 
+class Terminal(Console):
+    """A console whose reader may go away: rich would end this process's stdout with it."""
+
+    def on_broken_pipe(self) -> None:
+        """Called by rich while it handles the BrokenPipeError."""
+        raise BrokenPipeError
+
+
 class Display:
     """Shows a run while the block is entered.
 
@@ -36,7 +44,7 @@ class Display:
 
     def __init__(self, progress: Progress, console: Console | None = None) -> None:
         self._progress = progress
-        self._console = console or Console(stderr=True)
+        self._console = console or Terminal(stderr=True)
         self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._show, name="display", daemon=True)
 
