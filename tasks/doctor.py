@@ -21,7 +21,7 @@ from tasks.settings import Settings
 from tasks.versions import check_packages, check_python
 
 NAME_WIDTH = 13
-_MARKS = {"ok": ("ok  ", "green"), "warn": ("warn", "yellow"), "fail": ("FAIL", "bold red")}
+_MARKS = {"ok": ("ok  ", "green"), "warn": ("warn", "yellow"), "fail": ("FAIL", "red")}
 
 
 def checks(settings: Settings, dry_run: Callable[[], str] | None = None) -> Iterator[Check]:

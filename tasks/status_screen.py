@@ -39,7 +39,7 @@ def print_status(status: Status, console: Console) -> None:
     console.print()
     for name, place in (("Output", status.output), ("Run", status.folder)):
         if place:
-            console.print(Text.assemble(f"{name:<8} ", (printable(place), "cyan")), soft_wrap=True)
+            console.print(Text.assemble(f"{name:<7} ", (printable(place), "cyan")), soft_wrap=True)
     if status.others:
         console.print()
         console.print("Other runs here, newest first:", highlight=False)
