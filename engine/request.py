@@ -26,6 +26,7 @@ class Request:
     occurrence: int = 0
     """How many equal prompts came before this one, so that each draws samples of its own."""
     scored_from: int = 0
+    """Index of the first token that is scored; those before it are condition only."""
 
 
 @dataclass(slots=True)

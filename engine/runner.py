@@ -73,7 +73,8 @@ class Runner:
         owners = self._upload(np.repeat(rows, counts))
         ids = torch.cat([self._last[owners[:decode]], self._upload(np.concatenate([np.empty(0, np.int64), *prompts]))])
         lines = self._tables[owners, at // BLOCK] * BLOCK + at % BLOCK
-        tables = self._tables[owners[:decode]]
+        # Longest first, so the first row says how much of the tables is needed.
+        tables = self._tables[owners[:decode], : -(-int(lengths[0]) // BLOCK) if decode else 0]
         ends = np.cumsum(counts) - 1
         keep = ends[[True] * decode + [c.samples for c in step.chunks]]
         attention = PagedAttention(self._kv, tables, lengths, step.chunks, lines)

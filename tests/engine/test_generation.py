@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence as Seq
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, Phi3Config, PreTrainedModel
 
 from engine.generation import Generator
@@ -72,6 +74,30 @@ def test_single_sequences_equal_generate(
         assert done.token_ids == expected(references[architecture], prompt, 40)
         assert done.finish_reason == "length"
         assert done.prompt_tokens == len(prompt)
+
+
+def test_the_bundled_model_answers_as_transformers_does() -> None:
+    """A trained model: real stop ids, and answers of different lengths in one batch."""
+    folder = Path(__file__).parents[2] / "data" / "models" / "messages-4m"
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    stop = reference.generation_config.eos_token_id
+    lines = (folder.parents[1] / "sample" / "messages.jsonl").read_text().splitlines()[:40]
+    texts = [tokenizer.encode(json.loads(line)["text"]).ids for line in lines]
+    model = load_model(folder, dtype=torch.float32, device=torch.device("cpu"))
+    engine = Generator(
+        model,
+        SamplingSettings(max_tokens=24),
+        EngineSettings(max_batch_tokens=256),
+        stop_ids=stop if isinstance(stop, list) else [stop],
+        token_bytes=(),
+        context_length=1024,
+    )
+    done = answers(engine, [Request(i, text) for i, text in enumerate(texts)])
+    for i, text in enumerate(texts):
+        want = expected(reference, text, 24)
+        assert done[i].token_ids == [token for token in want if token != stop], i
+        assert done[i].finish_reason == ("stop" if stop in want else "length")
 
 
 @pytest.mark.parametrize("budget", [16, 50, 8192])

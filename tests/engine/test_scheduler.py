@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections import Counter, deque
 
 import numpy as np
@@ -104,6 +106,11 @@ def test_every_sequence_finishes_once_within_the_budget(
     assert started == list(range(len(requests))), "requests start in the order in which they came"
     assert pool.held == 0
     assert pool.available == blocks
+
+
+def test_planning_needs_no_torch() -> None:
+    code = "import sys, engine.scheduler, engine.stopping, engine.request; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 def test_a_common_beginning_is_computed_once_even_in_one_step() -> None:

@@ -1,0 +1,38 @@
+"""What layers store, and how many blocks a CPU worker gets: a function of model and settings alone."""
+
+from __future__ import annotations
+
+import torch
+from transformers import PreTrainedModel
+
+from engine.kv_memory import kv_blocks, layer_shapes
+from engine.paged import BLOCK, LayerShape
+from engine.settings import EngineSettings
+
+SETTINGS = EngineSettings()
+
+
+def test_shapes_follow_the_architecture(models: dict[str, PreTrainedModel]) -> None:
+    shapes = {name: layer_shapes(model, SETTINGS) for name, model in models.items()}
+    assert all(list(layers) == [0, 1, 2] for layers in shapes.values())
+    assert shapes["qwen3"][0] == LayerShape(2, 24, 24, torch.float32)
+    assert shapes["llama"][2] == LayerShape(4, 16, 16, torch.float32)
+    eight = layer_shapes(models["llama"], EngineSettings(kv_dtype="fp8"))[2]
+    assert eight.bytes * 4 == shapes["llama"][2].bytes
+
+
+def test_the_cpu_budget_does_not_depend_on_what_is_free(models: dict[str, PreTrainedModel]) -> None:
+    model = models["qwen2"]
+    layers = layer_shapes(model, SETTINGS)
+    blocks = kv_blocks(model, layers, SETTINGS, rows=4, context_length=256)
+    ballast = torch.ones(16 << 20)
+    assert kv_blocks(model, layers, SETTINGS, rows=4, context_length=256) == blocks
+    assert len(ballast) > 0
+    assert blocks * BLOCK * sum(shape.bytes for shape in layers.values()) <= 1 << 30
+
+
+def test_a_long_context_gets_room_for_one_sequence(models: dict[str, PreTrainedModel]) -> None:
+    layers = {i: LayerShape(64, 128, 128, torch.float32) for i in range(16)}
+    context = 3 << 10
+    blocks = kv_blocks(models["qwen2"], layers, SETTINGS, rows=4, context_length=context)
+    assert blocks * BLOCK >= context
