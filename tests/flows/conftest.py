@@ -25,7 +25,8 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Variables of a user without a Prefect server; Prefect's own home stays out of the real one."""
     home = tmp_path_factory.mktemp("prefect-home")
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "OVERNIGHT_"))}
-    return {**clean, "PREFECT_HOME": str(home), "HF_HUB_OFFLINE": "1", "NO_COLOR": "1", "COLUMNS": "120"}
+    ours = {"PREFECT_HOME": str(home), "XDG_CACHE_HOME": str(home / "cache"), "HF_HUB_OFFLINE": "1"}
+    return {**clean, **ours, "NO_COLOR": "1", "COLUMNS": "120"}
 
 
 @pytest.fixture

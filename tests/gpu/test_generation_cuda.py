@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from pathlib import Path
 
@@ -43,7 +44,10 @@ def answers(
     model = load_model(MODEL, dtype=dtype, device=torch.device(device))
     sampling = SamplingSettings(max_tokens=32, temperature=temperature, seed=3)
     stop_ids = [eos] if isinstance(eos, int) else eos
-    engine = Generator(model, sampling, EngineSettings(), stop_ids=stop_ids, token_bytes=(), context_length=1024)
+    gc.collect()  # the KV cache of the engine before this one
+    torch.cuda.empty_cache()
+    settings = EngineSettings(memory_fraction=0.2)
+    engine = Generator(model, sampling, settings, stop_ids=stop_ids, token_bytes=(), context_length=1024)
     done = run(engine, [Request(id=number, prompt=ids, max_tokens=32) for number, ids in enumerate(prompts)])
     by_id = {completion.id: completion.token_ids for completion in done}
     return [by_id[number] for number in range(len(prompts))]
