@@ -52,11 +52,11 @@ class Checkpoint:
         `trust_remote_code` also fetches the model's Python files; here they are never run. InputError for anything
         that would keep the model from loading, and for a hub id that cannot be fetched.
         """
+        if not path:
+            raise InputError("model.path is not set: name a model folder or a hub id with --model")
         folder = Path(path).expanduser()
         if folder.is_dir():
             return cls(folder)
-        if not path:
-            raise InputError("model.path is not set: name a model folder or a hub id with --model")
         if folder.exists():
             raise InputError(f"{path} is a file: model.path is the folder that holds config.json")
         if not _HUB_ID.match(path):

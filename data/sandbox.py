@@ -21,6 +21,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 MAX_TEXT = 1 << 26  # characters of any text that a template makes; an input row has at most as many bytes
 MAX_STEPS = 1_000_000
 MAX_SECONDS = 30.0
+_CALL = 10  # steps of a call, which takes about ten times as long as a round of a loop
 _MAX_NUMBER = 1_000_000  # as a width, a count or a repetition
 _MAX_BITS = 1 << 16
 _KEEP_NULL = ("tojson", "default", "d")
@@ -58,9 +59,9 @@ class Sandbox(ImmutableSandboxedEnvironment):
         """Add or replace a filter, under the same limits."""
         self.filters[name] = self._bounded(name, function)
 
-    def _step(self) -> None:
-        self._steps += 1
-        if self._steps > MAX_STEPS or (self._steps & 255 == 0 and time.monotonic() > self._deadline):
+    def _step(self, weight: int = 1) -> None:
+        self._steps += weight
+        if self._steps > MAX_STEPS or (self._steps % 500 < weight and time.monotonic() > self._deadline):
             raise Exceeded(f"more than {MAX_STEPS:,} steps or {MAX_SECONDS:.0f} seconds")
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
@@ -84,11 +85,12 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return "".join(texts)
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805  as the base class
-        __self._step()
+        __self._step(_CALL)
         _check_arguments((*args, *kwargs.values()))
-        owner = getattr(__obj, "__self__", None)
+        method = getattr(__obj, "__wrapped__", __obj)  # Jinja wraps str.format
+        owner = getattr(method, "__self__", None)
         if isinstance(owner, str):
-            _check_growth(getattr(__obj, "__name__", ""), owner, args)
+            _check_growth(method.__name__, owner, args)
         return _sized(super().call(__context, __obj, *args, **kwargs))
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
@@ -100,7 +102,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
         @functools.wraps(function)
         def bounded(*args: Any, **kwargs: Any) -> Any:
-            self._step()
+            self._step(_CALL)
             _check_arguments((*args[first + 1 :], *kwargs.values()))
             value = args[first] if len(args) > first else None
             if value is None and self._null_as_text and name not in _KEEP_NULL:

@@ -125,6 +125,8 @@ class Template:
 
     def _finalize(self, value: Any) -> Any:
         """Runs on every output; on constants when the template is compiled, when nothing is marked."""
+        if callable(value) and not isinstance(value, jinja2.Undefined):  # {{ meta.items }} is the method, not the key
+            raise TypeError("a function is no text")
         value = "" if value is None else value
         return f"{self._open}{value}{self._close}" if self._marking else value
 
@@ -177,9 +179,9 @@ def _line(template: jinja2.Template, error: BaseException) -> int:
 
 def _names(source: str) -> tuple[set[str], bool]:
     """Names that the template takes from outside, and whether `row[...]` is one way it does so."""
-    plain = jinja2.Environment()
-    plain.globals.clear()
-    tree = plain.parse(source)
+    sandbox = Sandbox()  # its limits hold for constant expressions too, which are evaluated here
+    sandbox.globals.clear()
+    tree = sandbox.parse(source)
     for other in tree.find_all((nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)):
         raise jinja2.TemplateSyntaxError("templates cannot include or import others", other.lineno)
     names = set(meta.find_undeclared_variables(tree))

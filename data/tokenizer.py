@@ -1,8 +1,8 @@
 """Text to token ids and back, over the `tokenizers` library alone: importing transformers would cost seconds and torch.
 
-The ids are those of transformers' AutoTokenizer for the same folder; what it takes from tokenizer_config.json (tokens
-to add) is applied here too, and what it ignores beside a tokenizer.json (add_bos_token) is ignored; truncation and
-padding stored in tokenizer.json are switched off. Control tokens written in a template are encoded as control tokens; the same text
+The ids are those of transformers' AutoTokenizer for the same folder: the tokens that tokenizer_config.json adds are
+added here too, its add_bos_token is ignored beside a tokenizer.json as it is there, and truncation and padding stored
+in tokenizer.json are switched off. Control tokens written in a template are encoded as control tokens; the same text
 inside a row's value must not be, and `encode_guarded` is how (`data.special_text` finds and marks such text).
 """
 
