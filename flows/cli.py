@@ -21,6 +21,7 @@ import typer
 
 if TYPE_CHECKING:
     from tasks.job import Job
+    from tasks.run import OpenRun
     from tasks.settings import Settings
     from tasks.summary import RunReport
 
@@ -141,22 +142,25 @@ def _answer(job: Job, config: Path | None) -> RunReport:
     from tasks.run import OPENED, opened
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with ExitStack() as stack:
-        run = stack.enter_context(opened(job))
-        if run.finished is not None:
-            return verified_report(run)
-        OPENED.set(run)
-        try:
+    run: OpenRun | None = None
+    try:
+        with ExitStack() as stack:
+            run = stack.enter_context(opened(job))
+            if run.finished is not None:
+                return verified_report(run)
+            OPENED.set(run)
             _configure_prefect(stack, run.folder.path / "prefect")
             from flows.infer import infer as flow
 
-            report: RunReport = flow(config=str(config or ""), run_dir=str(job.run_path))
-        except (RunError, OSError) as error:
-            return failed_report(run, str(error))
-        except KeyboardInterrupt:
-            _print(failed_report(run, "interrupted; finished shards are kept", "interrupted"))
+            return flow(config=str(config or ""), run_dir=str(job.run_path))
+    except (RunError, OSError) as error:
+        if run is None:
             raise
-    return report
+        return failed_report(run, str(error))
+    except KeyboardInterrupt:
+        if run is not None:
+            _print(failed_report(run, "interrupted; finished shards are kept", "interrupted"))
+        raise
 
 
 @contextmanager
@@ -192,6 +196,8 @@ def _print(report: RunReport) -> None:
 def _configure_prefect(stack: ExitStack, home: Path) -> None:
     """Give Prefect a server of the run's own unless one is configured, and keep its log lines off the display."""
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")  # nothing is reported from a run
+    os.environ.setdefault("DO_NOT_TRACK", "1")
     from prefect.context import refresh_global_settings_context
     from prefect.settings import get_current_settings
 

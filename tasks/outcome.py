@@ -11,6 +11,7 @@ import pyarrow.dataset as ds
 
 from data.manifest import Manifest
 from data.target import Target
+from data.window import read_table
 from tasks.job import Job
 from tasks.run import OpenRun
 from tasks.summary import RunReport
@@ -74,7 +75,7 @@ def failed_report(run: OpenRun, message: str, state: str = "failed") -> RunRepor
         rows=sum(window.rows for window in run.windows),
         ok=ok,
         errors=planned,
-        error_rows={},
+        error_rows=rows_without_prompt(run),
         input_tokens=sum(commit.tokens["input"] for commit in commits),
         output_tokens=sum(commit.tokens["output"] for commit in commits),
         seconds=time.monotonic() - run.started,
@@ -105,6 +106,19 @@ def error_rows(target: Target, manifest: Manifest) -> dict[str, list[int]]:
                 if len(rows) < ROWS_SHOWN:
                     rows.append(first + position)
         first += len(batch)
+    return found
+
+
+def rows_without_prompt(run: OpenRun) -> dict[str, list[int]]:
+    """Positions of the first ten rows of each code that the plan found to have no prompt."""
+    found: dict[str, list[int]] = {}
+    for window in run.windows:
+        if not window.errors:
+            continue
+        table = read_table(run.folder, window, ".parquet", ["row", "code"])
+        for code in sorted(window.errors):
+            rows = found.setdefault(code, [])
+            rows += table.filter(pc.equal(table["code"], code))["row"].slice(0, ROWS_SHOWN - len(rows)).to_pylist()
     return found
 
 

@@ -104,13 +104,17 @@ def _at_work(run: OpenRun) -> Iterator[None]:
     for warning in run.job.warnings:
         run.events.tell({"event": "warning", "message": warning})
     pool = run.workers = start_pool(run.job, run.folder, run.events)
+    state = "failed"
     try:
         yield
+        state = "completed"
     except KeyboardInterrupt:
+        state = "interrupted"
         pool.close(DRAIN_SECONDS)  # shards that are nearly done are committed
         raise
     finally:
         pool.close()
+        run.events.tell({"event": "finished", "state": state})
 
 
 @contextmanager
