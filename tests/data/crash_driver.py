@@ -1,8 +1,9 @@
 """A driver that is killed at a chosen system call, and what a power cut would leave of its files.
 
-Run as a program: `crash_driver.py ROOT SCENARIO MODE POINTS`. It prints one JSON line per point. Every run happens in a
-forked child, so that a hundred of them cost one import. In mode "kill" the child kills itself before the N-th call that
-changes files. In mode "power" everything that was not synced is undone as well: contents, names, renames and removals.
+Run as a program: `crash_driver.py ROOT SCENARIO MODE SHARE OFFSET [PLANT]`. It prints one JSON line a point, for every
+SHARE-th point from OFFSET on. Every run happens in a forked child, so that a hundred of them cost one import. In mode
+"kill" the child kills itself before the N-th call that changes files. In mode "power" everything that was not synced is
+undone as well: contents, names, renames and removals.
 """
 
 from __future__ import annotations
@@ -116,6 +117,9 @@ def after_crash(root: Path, scenario: str) -> dict[str, Any]:
     ledger = Ledger(lab.run)
     if manifest is None or not manifest.complete or manifest.run != lab.run.id:
         ledger.verify()
+    journal = map(json.loads, root.with_suffix(".journal").read_text().splitlines())
+    promised = {record["committed"] for record in journal if "committed" in record}
+    problems += [f"a commit is lost: {shard}" for shard in promised - ledger.commits().keys()]
     done = {shard: attempts(lab.run, shard) for shard in ledger.commits()}
     return {"problems": problems, "done": done}
 
@@ -147,7 +151,9 @@ def forked(function: Callable[[], Any]) -> Any:
 class Disk:
     """Counts calls that change files, dies at one of them, and keeps a journal of what was synced."""
 
-    def __init__(self, root: Path, point: int) -> None:
+    def __init__(self, root: Path, point: int, plant: str = "") -> None:
+        """`plant` is a bug to find: "no file sync" or "no folder sync"."""
+        self.plant = plant
         self.root, self.point, self.count = root, point, 0
         self.journal = open(root.with_suffix(".journal"), "a", buffering=1)  # noqa: SIM115
         self.graves = root.with_suffix(".graves")
@@ -161,6 +167,15 @@ class Disk:
         self.real = {name: getattr(os, name) for name in CALLS}
         for name in CALLS:
             setattr(os, name, self._wrapped(name))
+        laboratory.commit_shard = self._acknowledged(laboratory.commit_shard)
+
+    def _acknowledged(self, commit: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **options: Any) -> Any:
+            result = commit(*args, **options)
+            self._note({"committed": result.shard})
+            return result
+
+        return call
 
     def _wrapped(self, name: str) -> Callable[..., Any]:
         def call(*args: Any, **options: Any) -> Any:
@@ -172,6 +187,8 @@ class Disk:
             result = self.real[name](*args, **options)
             if name == "fsync":
                 status = os.fstat(args[0])
+                if self.plant == ("no folder sync" if stat.S_ISDIR(status.st_mode) else "no file sync"):
+                    return result
                 if stat.S_ISDIR(status.st_mode):
                     self._synced(os.readlink(f"/proc/self/fd/{args[0]}"))
                 else:
@@ -199,6 +216,8 @@ def cut_power(root: Path) -> None:
     listings: dict[int, dict[str, int]] = {}
     for line in root.with_suffix(".journal").read_text().splitlines():
         record = json.loads(line)
+        if "committed" in record:
+            continue
         if "file" in record:
             files.add(record["file"])
         else:
@@ -231,8 +250,8 @@ def _restore(folder: Path, files: set[int], listings: dict[int, dict[str, int]],
             os.truncate(entry.path, 0)
 
 
-def disturbed(root: Path, scenario: str, point: int) -> int:
-    disk = Disk(root, point)
+def disturbed(root: Path, scenario: str, point: int, plant: str) -> int:
+    disk = Disk(root, point, plant)
     drive(root, scenario, scenario == "fresh")
     return disk.count
 
@@ -251,7 +270,8 @@ def main() -> None:
     print(json.dumps(forked(lambda: prepare(root, scenario))), flush=True)
     pristine = root.with_suffix(".pristine")
     shutil.copytree(root, pristine)
-    total = forked(lambda: disturbed(root, scenario, -1))["value"]
+    plant = sys.argv[6] if len(sys.argv) > 6 else ""
+    total = forked(lambda: disturbed(root, scenario, -1, plant))["value"]
     expected = forked(lambda: check(root, scenario))["value"]
     print(json.dumps({"total": total, **expected}), flush=True)
     share, offset = int(sys.argv[4]), int(sys.argv[5])
@@ -259,7 +279,7 @@ def main() -> None:
         shutil.rmtree(root)
         shutil.copytree(pristine, root)
         root.with_suffix(".journal").unlink(missing_ok=True)
-        first = forked(lambda: disturbed(root, scenario, point))  # noqa: B023
+        first = forked(lambda: disturbed(root, scenario, point, plant))  # noqa: B023
         if mode == "power":
             cut_power(root)
         seen = forked(lambda: after_crash(root, scenario))

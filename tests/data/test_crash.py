@@ -1,0 +1,69 @@
+"""Killed drivers and power cuts: the run resumes to the same bytes, loses no commit and computes nothing twice.
+
+A seeded share of the points runs here; `crash_driver.py ROOT SCENARIO MODE 1 0` runs them all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+DRIVER = Path(__file__).with_name("crash_driver.py")
+
+
+def outcomes(root: Path, scenario: str, mode: str, share: int, offset: int, plant: str = "") -> tuple[Any, list[Any]]:
+    command = [sys.executable, str(DRIVER), str(root), scenario, mode, str(share), str(offset), plant]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    child = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=600)
+    assert child.returncode == 0, child.stderr
+    _, undisturbed, *points = map(json.loads, child.stdout.splitlines())
+    return undisturbed, points
+
+
+def faults(undisturbed: Any, point: Any) -> list[str]:
+    """What is wrong with the outcome of one point, nothing if the run survived it."""
+    found = [
+        f"{name}: {point[name]['error']}"
+        for name in ("first", "seen", "resumed", "again", "result")
+        if "error" in point[name]
+    ]
+    if found:
+        return found
+    found = point["seen"]["value"]["problems"] + point["result"]["value"]["problems"]
+    found += [f"computed again: {shard}" for shard in point["again"]["value"]]
+    if point["result"]["value"]["digest"] != undisturbed["digest"]:
+        found.append("other bytes than an undisturbed run's")
+    return found
+
+
+@pytest.mark.parametrize(
+    ("scenario", "mode", "offset"),
+    [
+        ("plain", "power", 31),
+        ("file", "power", 75),
+        ("fresh", "power", 70),
+        ("partial", "power", 55),
+        ("retry", "power", 88),
+        ("plain", "kill", 66),
+        ("retry", "kill", 20),
+    ],
+)
+def test_a_run_survives(tmp_path: Path, scenario: str, mode: str, offset: int) -> None:
+    share = 90
+    undisturbed, points = outcomes(tmp_path / "lab", scenario, mode, share, offset)
+    assert undisturbed["problems"] == []
+    assert len(points) >= 2
+    assert {point["point"]: faults(undisturbed, point) for point in points} == {p["point"]: [] for p in points}
+    assert all(point["first"] == {"killed": True} for point in points)
+
+
+@pytest.mark.parametrize("plant", ["no file sync", "no folder sync"])
+def test_power_cuts_find_a_missing_sync(tmp_path: Path, plant: str) -> None:
+    undisturbed, points = outcomes(tmp_path / "lab", "plain", "power", 50, 5, plant)
+    assert any(faults(undisturbed, point) for point in points)
