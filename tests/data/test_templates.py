@@ -177,6 +177,14 @@ def test_marking_changes_no_text(a: str, b: str) -> None:
     assert rendered.shortened(0).text == "123"
 
 
+@settings(deadline=None)
+@given(st.one_of(st.text(), st.integers(), st.floats(), st.none(), st.lists(st.none()), st.booleans()))
+def test_templates_of_names_alone_render_as_jinja_does(value: Any) -> None:
+    assert render("a{{ x }}\n{{ x }} ", x=value) == render(
+        "a{{ x }}\n{{ x }} {# not names alone #}{% if x %}{% endif %}", x=value
+    )
+
+
 def test_column_text() -> None:
     column = ColumnText("t")
     assert [column.render({"t": value}) for value in ("{{ x }}", None, 3)] == ["{{ x }}", "", "3"]
