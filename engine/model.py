@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
+from transformers.utils.logging import disable_progress_bar
 
 from engine import attention
 
@@ -56,6 +57,7 @@ def load_model(
     config = AutoConfig.from_pretrained(str(path), **common)
     _check_config(config)
     loader: Any = AutoModelForCausalLM if head else AutoModel
+    disable_progress_bar()
     model, loading = loader.from_pretrained(
         str(path),
         config=config,
