@@ -57,7 +57,7 @@ def load_model(
     config = AutoConfig.from_pretrained(str(path), **common)
     _check_config(config)
     loader: Any = AutoModelForCausalLM if head else AutoModel
-    disable_progress_bar()
+    disable_progress_bar()  # type: ignore[no-untyped-call]
     model, loading = loader.from_pretrained(
         str(path),
         config=config,

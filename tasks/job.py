@@ -7,7 +7,7 @@ the run. Paths, workers, output, schedule, cache, monitoring and budgets are not
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, time
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ from data.model_config import text_config
 from data.output import added_schema, published_columns
 from data.prompts import Prompter
 from data.results import result_schema
-from data.rows import BadRow
 from data.run_folder import run_id
 from data.settings import OutputSettings
 from tasks.placement import Placement, place, resolve
@@ -85,11 +84,15 @@ def prepare(settings: Settings, options: RunOptions, started: datetime, command:
     placement = place(settings)
     settings = resolve(settings, placement)
     checkpoint = Checkpoint.open(settings.model.path, settings.model.revision, settings.model.trust_remote_code)
-    prompter = Prompter(settings.job, settings.input.on_too_long, checkpoint, settings.sampling.max_tokens)
+    # A chat template that writes the date sees the day alone, so that a run resumed that day renders the same prompts.
+    day = datetime.combine(started.date(), time.min)
+    prompter = Prompter(settings.job, settings.input.on_too_long, checkpoint, settings.sampling.max_tokens, day)
     dataset = Dataset.open(settings.input)
     _check_columns(settings, prompter, dataset, checkpoint)
     _check_places(settings)
     identity = identify(settings, dataset, checkpoint)
+    if prompter.writes_date:
+        identity["date"] = day.date().isoformat()
     run = run_id(identity)
     output = settings.output.model_copy(update={"path": settings.output.path.replace("{run}", run)})
     place_of_run = options.run_dir or Path(output.path).absolute().parent / ".overnight" / run
@@ -150,20 +153,14 @@ def _check_sections(settings: Settings) -> None:
 
 def _check_columns(settings: Settings, prompter: Prompter, dataset: Dataset, checkpoint: Checkpoint) -> None:
     """What the job reads must be there, and what it adds must not. Of JSONL the first rows tell."""
-    columns = dataset.columns if dataset.columns is not None else _first_keys(dataset)
+    columns = dataset.sample_columns()
     if not columns:  # no rows, or none that can be read: those become error rows, each for itself
         return
-    prompter.check(columns)
+    prompter.check(columns, dataset.schema)
     expected = settings.job.expected
     if expected is not None and expected not in columns:
         raise InputError(f"job.expected = {expected!r} is not a column of the input; it has {', '.join(columns)}")
     published_columns(columns, settings.output, added_schema(results_of(settings, checkpoint), settings.output.prefix))
-
-
-def _first_keys(dataset: Dataset) -> tuple[str, ...]:
-    """The keys of the first chunk of rows, in the order in which they appear."""
-    records = next((chunk.records for chunk in dataset.chunks()), ())
-    return tuple(dict.fromkeys(key for record in records if not isinstance(record, BadRow) for key in record))
 
 
 def results_of(settings: Settings, checkpoint: Checkpoint) -> pa.Schema:
