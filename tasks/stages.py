@@ -18,11 +18,13 @@ from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture
 from prefect.tasks import exponential_backoff
 
+from data.json_types import JsonTypes
 from data.plan import plan_windows
 from data.publish import publish, published_base
 from data.retry import plan_retry
 from data.sharding import PlanOptions
 from data.shards import Shard
+from data.target import Target
 from data.window import Window
 from tasks.job import results_of
 from tasks.outcome import manifest_fields, published_report
@@ -41,6 +43,7 @@ class Planner:
         job = run.job
         self.run = run
         self._windows = plan_windows(run.folder, job.dataset, job.prompter, job.run_id, _plan_options(job.settings))
+        self._mixed: set[str] = set()
 
     @property
     def ended(self) -> bool:
@@ -53,7 +56,20 @@ class Planner:
         self.run.windows.append(window)
         self.run.events.tell(_planned(window))
         self._tell_resumed(window)
+        self._tell_mixed(window)
         return window
+
+    def _tell_mixed(self, window: Window) -> None:
+        """JSON columns without one type are published as JSON text, which a reader should hear of."""
+        if (
+            window.json_types is None
+            or Target.at(self.run.job.output.path).format(self.run.job.output.format) == "jsonl"
+        ):
+            return
+        for name in JsonTypes.from_json(window.json_types).mixed:
+            if name not in self._mixed:
+                self._mixed.add(name)
+                self.run.warn(f"column {name!r} has values of several JSON types: it is published as JSON text")
 
     def _tell_resumed(self, window: Window) -> None:
         commits = self.run.ledger.commits()

@@ -33,7 +33,8 @@ def digest(output: Path) -> str:
 
 
 def test_every_row_is_answered_in_order(overnight: Overnight, tmp_path: Path) -> None:
-    rows = [*messages(60), {"id": 60, "text": "  "}, '{"id": 61, "text": ', {"id": 62, "text": "x " * 5000}]
+    rows = [{**row, "tag": row["id"] if row["id"] % 2 else "even"} for row in messages(60)]
+    rows += [{"id": 60, "text": "  "}, '{"id": 61, "text": ', {"id": 62, "text": "x " * 5000}]
     source = write_rows(tmp_path / "in.jsonl", rows)
     done = overnight("infer", "--input", source, "--output", "out", "--set", "output.error_budget=0.1")
     assert done.returncode == 0
@@ -44,6 +45,8 @@ def test_every_row_is_answered_in_order(overnight: Overnight, tmp_path: Path) ->
     assert all(row["output_tokens"] > 0 and row["finish_reason"] in ("stop", "length") for row in published[:60])
     manifest = json.loads((tmp_path / "out" / "_manifest.json").read_text())
     assert (manifest["rows"], manifest["ok"], manifest["complete"]) == (63, 60, True)
+    assert [row["tag"] for row in published[:2]] == ['"even"', "1"]
+    assert "'tag'" in done.stderr
     for word in ("63", "60", "blank_prompt", "invalid_json", "prompt_too_long", "61"):
         assert word in done.stdout
     assert overnight("audit", "out").returncode == 0
