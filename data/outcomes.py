@@ -1,4 +1,4 @@
-"""The outcome of every row, in the input's order: the plan joined with the results of the ledger, out of core.
+"""The outcome of every row, in the input's order: the plan joined with the results of the ledger, in bounded memory.
 
 Three sorted streams are merged: the plan's rows, the results by row, and the results of retried rows, which win. The
 results come from shard files whose bytes match their commits or, once these were dropped, from the result that is
@@ -8,17 +8,17 @@ published. A row without any is an error unless the result is a partial one, whe
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from typing import Any
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data.database import database
 from data.errors import RunError
 from data.ledger import Commit, Ledger, read_results
-from data.results import ERROR, plain, restored
+from data.results import ERROR
+from data.row_order import RowOrder
 from data.run_folder import RunFolder
 from data.window import Window, read_table
 
@@ -111,41 +111,22 @@ def committed_by_index(windows: Iterable[Window], ledger: Ledger) -> dict[int, C
 
 
 def joined(run: RunFolder, plan: pa.Table, commits: dict[int, Commit], results: pa.Schema) -> Iterator[pa.RecordBatch]:
-    """The results that the `row, shard, slot` of `plan` point at, by rising row."""
-    wanted = [index for index in np.unique(plan["shard"].to_numpy()).tolist() if index in commits]
-    if not wanted:
+    """The results that the `row, shard, slot` of `plan` point at, by rising row; rows without a commit are left out."""
+    if not plan.num_rows:
         return
-    failures: list[Exception] = []
-
-    def batches() -> Iterator[pa.RecordBatch]:
-        try:
-            for index in wanted:
+    row, shard, slot = (plan[name].to_numpy() for name in ("row", "shard", "slot"))
+    order = np.argsort(shard, kind="stable")
+    indexes, starts = np.unique(shard[order], return_index=True)
+    sorter = RowOrder(run.tmp, int(row.min()), int(np.ptp(row)) + 1)
+    with closing(sorter):
+        for index, members in zip(indexes.tolist(), np.split(order, starts[1:]), strict=True):
+            if index in commits:
                 table = read_results(run, commits[index])
                 if not table.schema.equals(results):
                     raise RunError(f"the results of shard {commits[index].shard} have other columns than this run's")
-                number = pa.array(np.full(table.num_rows, index, np.int32))
-                yield from plain(table.append_column("shard", number)).to_batches()
-        except RunError as error:
-            # The reader passes through C, where only the text of an exception survives.
-            failures.append(error)
-            raise
-
-    schema = plain(results.empty_table()).schema.append(pa.field("shard", pa.int32()))
-    target = outcome_schema(results)
-    with database(run.tmp) as connection:
-        connection.register("plan", plan)
-        connection.register("results", pa.RecordBatchReader.from_batches(schema, batches()))
-        query = (
-            "SELECT plan.row, results.* EXCLUDE (slot, shard) FROM results JOIN plan "
-            "ON plan.shard = results.shard AND plan.slot = results.slot ORDER BY plan.row"
-        )
-        try:
-            for batch in connection.sql(query).to_arrow_reader(_BATCH_ROWS):
-                yield from restored(pa.Table.from_batches([batch]), target).to_batches()
-        except (duckdb.Error, pa.ArrowException, OSError):
-            if failures:
-                raise failures[0] from None
-            raise
+                taken = table.drop_columns("slot").combine_chunks().take(pa.array(slot[members]))
+                sorter.add(taken.add_column(0, "row", pa.array(row[members])))
+        yield from sorter.batches()
 
 
 _PLAN = pa.schema([("row", pa.int64()), ("shard", pa.int32()), ("code", pa.string()), ("message", pa.string())])

@@ -64,34 +64,5 @@ def check_results(table: pa.Table, sequences: int, what: str) -> None:
         raise RunError(f"{what} has a status that is neither ok without a code nor error with one")
 
 
-def plain(table: pa.Table) -> pa.Table:
-    """Struct fields renamed by position: choices that differ in case only are one name to SQL."""
-    for position, field in enumerate(table.schema):
-        if pa.types.is_struct(field.type):
-            names = [f"f{number}" for number in range(field.type.num_fields)]
-            table = table.set_column(position, field.name, _renamed(table.column(position), names, field.type))
-    return table
-
-
-def restored(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """The inverse of `plain`: the columns of `schema`, with its struct fields and types."""
-    arrays: list[Any] = []
-    for field in schema:
-        column = table.column(field.name)
-        if pa.types.is_struct(field.type):
-            names = [field.type.field(number).name for number in range(field.type.num_fields)]
-            column = _renamed(column, names, field.type)
-        arrays.append(column.cast(field.type))
-    return pa.table(arrays, schema=schema)
-
-
-def _renamed(column: pa.ChunkedArray, names: list[str], kind: pa.StructType) -> pa.Array:
-    array = column.combine_chunks()
-    if isinstance(array, pa.ChunkedArray):
-        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], column.type)
-    fields = [pa.field(name, kind.field(number).type) for number, name in enumerate(names)]
-    return pa.StructArray.from_arrays(array.flatten(), fields=fields, mask=array.is_null())
-
-
 def _all(column: Any) -> bool:
     return pc.all(column, min_count=0).as_py() is True
