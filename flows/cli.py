@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -232,4 +233,5 @@ def _settings(
 
 
 def _resume_command() -> str:
-    return shlex.join(["overnight", *(word for word in sys.argv[1:] if word != "--fresh")])
+    program = "overnight" if shutil.which("overnight") else sys.argv[0]
+    return shlex.join([program, *(word for word in sys.argv[1:] if word != "--fresh")])
