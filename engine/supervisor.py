@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 LOG_TAIL_BYTES = 4096
+REAP_SECONDS = 10.0
 
 
 class Child:
@@ -35,8 +36,9 @@ class Child:
         self.log = log
         self.connection = Connection(ours.detach())
         with theirs, log.open("wb") as output:
+            # -P: a tasks.py or data/ in the user's folder must not stand in for ours.
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "engine.child", target, str(theirs.fileno())],
+                [sys.executable, "-P", "-m", "engine.child", target, str(theirs.fileno())],
                 env={**os.environ, **environment},
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
@@ -68,19 +70,25 @@ class Child:
 
     def end(self, patience: float = 0.0) -> str:
         """Kill the child if it still runs after `patience` seconds, reap it, and say how it ended."""
+        self.connection.close()
         try:
             code = self._process.wait(patience)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            code = self._process.wait()
-        self.connection.close()
+            try:
+                code = self._process.wait(REAP_SECONDS)
+            except subprocess.TimeoutExpired:  # in the kernel's hands; waiting for it would hold the others up
+                return f"process {self.pid} cannot be ended"
         if code < 0:
             return f"killed by {signal.Signals(-code).name}"
         return f"exit status {code}"
 
     def last_words(self) -> str:
         """The end of what the child printed, for a message to the user."""
-        with self.log.open("rb") as file:
-            file.seek(max(0, self.log.stat().st_size - LOG_TAIL_BYTES))
-            lines = file.read().decode(errors="replace").strip().splitlines()
+        try:
+            with self.log.open("rb") as file:
+                file.seek(max(0, self.log.stat().st_size - LOG_TAIL_BYTES))
+                lines = file.read().decode(errors="replace").strip().splitlines()
+        except OSError:
+            return ""
         return lines[-1] if lines else ""

@@ -10,6 +10,7 @@ import json
 import os
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ class EventLog:
     def __init__(self, path: Path, *listeners: Callable[[dict[str, Any]], None]) -> None:
         self._listeners = listeners
         self._lock = threading.Lock()
+        self._broken = False
         self._file = open(path, "a", encoding="utf-8", opener=_private)  # noqa: SIM115 - open as long as the run
 
     def tell(self, event: dict[str, Any]) -> None:
@@ -33,14 +35,26 @@ class EventLog:
         if event["event"] != "progress":
             line = json.dumps({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **event})
             with self._lock:
-                self._file.write(line + "\n")
-                self._file.flush()
+                self._write(line)
         for listener in self._listeners:
             listener(event)
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        with suppress(OSError):  # what a full disk left in the buffer
+            self._file.close()
+
+    def _write(self, line: str) -> None:
+        """A full disk ends the file, not the run: what must not be lost is in the ledger."""
+        if self._broken:
+            return
+        try:
+            self._file.write(line + "\n")
+            self._file.flush()
+        except OSError as error:
+            self._broken = True
+            for listener in self._listeners:
+                listener({"event": "warning", "message": f"events are no longer recorded: {error}"})
 
 
 def _private(path: str, flags: int) -> int:

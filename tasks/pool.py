@@ -22,6 +22,7 @@ from data.errors import RunError
 from engine.supervisor import Child
 
 TICK_SECONDS = 0.5
+START_SECONDS = 3600.0  # a large model from a slow disk says nothing while it loads
 EXIT_PATIENCE_SECONDS = 5.0
 MAX_RESTART_DELAY_SECONDS = 30.0
 
@@ -49,6 +50,7 @@ class Slot:
     ready: bool = False
     held: dict[str, Future[Event]] = field(default_factory=dict)
     seen: float = 0.0  # monotonic time of the last sign of progress
+    work: float | None = None  # what the worker last said it had done; the same again is no progress
     failures: int = 0  # deaths in a row without a finished shard
     restart_at: float = 0.0
 
@@ -82,6 +84,7 @@ class WorkerPool:
         self._lock = threading.Lock()
         self._draining = self._closed = False
         self._refusal = ""
+        self._proved = False  # a worker has been ready
         self._wake, self._waker = Pipe(duplex=False)
         for slot in self._slots:
             self._spawn(slot)
@@ -125,6 +128,19 @@ class WorkerPool:
         self._waker.send_bytes(b"look")
 
     def _serve(self) -> None:
+        try:
+            self._work()
+        finally:  # however the loop ends, no process and no unanswered future is left
+            stopped = self._closed
+            self._closed = True
+            error = Interrupted("the run was stopped") if stopped else NoWorkers("the pool of workers failed")
+            for slot in self._slots:
+                if slot.child is not None:
+                    slot.child.end()
+                self._fail(slot, error)
+            self._fail_waiting(error)
+
+    def _work(self) -> None:
         while not self._closed:
             connections = {slot.child.connection: slot for slot in self._slots if slot.child is not None}
             for ready in wait([self._wake, *connections], timeout=TICK_SECONDS):
@@ -134,11 +150,6 @@ class WorkerPool:
                     self._hear(connections[ready])  # type: ignore[index]
             self._watch()
             self._dispatch()
-        for slot in self._slots:
-            if slot.child is not None:
-                slot.child.end()
-            self._fail(slot, Interrupted("the run was stopped"))
-        self._fail_waiting(Interrupted("the run was stopped"))
 
     def _hear(self, slot: Slot) -> None:
         assert slot.child is not None
@@ -146,11 +157,13 @@ class WorkerPool:
         if message is None:
             self._bury(slot, slot.child.end(EXIT_PATIENCE_SECONDS))
             return
-        slot.seen = time.monotonic()
+        if message["event"] != "progress" or message.get("work") != slot.work:
+            slot.seen, slot.work = time.monotonic(), message.get("work")
         event = {"worker": slot.index, **message}
         if message["event"] == "ready":
-            slot.ready = True
-        elif message["event"] == "refused":  # the same would happen to every worker: a wrong model, not a fault
+            slot.ready = self._proved = True
+        elif message["event"] == "refused" and not self._proved:
+            # Nobody could load the model, so that the next one will not either: it is wrong, not unlucky.
             self._refusal = str(message["message"])
         elif message["event"] == "done":
             slot.failures = 0
@@ -164,9 +177,11 @@ class WorkerPool:
         for slot in self._slots:
             if slot.child is None and now >= slot.restart_at and slot.failures <= self._retries and self.open:
                 self._spawn(slot)
-            elif slot.child is not None and (slot.held or not slot.ready) and now - slot.seen > self._stall:
-                slot.child.end()
-                self._bury(slot, f"no progress for {self._stall:g} s")
+            elif slot.child is not None and (slot.held or not slot.ready):
+                limit = self._stall if slot.ready else max(self._stall, START_SECONDS)
+                if now - slot.seen > limit:
+                    slot.child.end()
+                    self._bury(slot, f"no progress for {limit:g} s")
         if not self._refusal and all(s.child is None and s.failures > self._retries for s in self._slots):
             self._refusal = "every worker died repeatedly; the last words are in the run's folder workers/"
         if self._refusal:
@@ -189,7 +204,11 @@ class WorkerPool:
                 slot.child.send(shard)  # a worker that is gone is found at its connection
 
     def _spawn(self, slot: Slot) -> None:
-        slot.child = self._start(slot.index)
+        try:
+            slot.child = self._start(slot.index)
+        except OSError as error:
+            self._count_death(slot, f"it could not be started: {error}")
+            return
         slot.ready, slot.seen = False, time.monotonic()
         self._on_event({"worker": slot.index, "event": "started", "pid": slot.child.pid})
 
@@ -197,11 +216,19 @@ class WorkerPool:
         assert slot.child is not None
         words = slot.child.last_words()
         slot.child, slot.ready = None, False
+        held = self._count_death(slot, how)
+        message = f"worker {slot.index} ended: {how}" + (f" ({words})" if words else "")
+        for future in held:
+            future.set_exception(WorkerDied(message))
+
+    def _count_death(self, slot: Slot, how: str) -> list[Future[Event]]:
+        """Tell of a death and delay the next start; the shards that the worker held are the caller's to fail."""
         slot.failures += 1
         slot.restart_at = time.monotonic() + min(MAX_RESTART_DELAY_SECONDS, 0.5 * 2 ** (slot.failures - 1))
-        self._on_event({"worker": slot.index, "event": "died", "how": how, "shards": list(slot.held)})
-        message = f"worker {slot.index} ended: {how}" + (f" ({words})" if words else "")
-        self._fail(slot, WorkerDied(message))
+        shards, held = list(slot.held), list(slot.held.values())
+        slot.held.clear()
+        self._on_event({"worker": slot.index, "event": "died", "how": how, "shards": shards})
+        return held
 
     @staticmethod
     def _fail(slot: Slot, error: Exception) -> None:

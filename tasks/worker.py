@@ -93,10 +93,10 @@ class Worker:
         attempt = record_attempt(self._run, shard.id, self._order.worker)
         work = ShardInProgress(shard, attempt)
         base, self._next_id = self._next_id, self._next_id + shard.sequences
-        self._shards[base] = work
         requests = list(work.requests(self._run, self._order.settings, self._context, base))
         if len(requests) != shard.sequences:
             raise RunError(f"shard {shard.id} has {len(requests)} prompts instead of {shard.sequences}")
+        self._shards[base] = work
         self._base_of.update((request.id, base) for request in requests)
         self._engine.add(requests)
 
@@ -150,7 +150,8 @@ class Worker:
         now = time.monotonic()
         if at_once or now - self._told >= PROGRESS_SECONDS:
             self._told = now
-            self._mailbox.send({"event": "progress", **self._counts})
+            work = sum(self._engine.statistics().values())  # grows with every batch
+            self._mailbox.send({"event": "progress", "work": work, **self._counts})
 
 
 def build(order: WorkerOrder) -> tuple[Engine, ResultTable, int]:
