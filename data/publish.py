@@ -118,9 +118,14 @@ def published_base(run: RunFolder, output: OutputSettings) -> tuple[Target, Mani
     return None
 
 
+def published_elsewhere(run: RunFolder, output: OutputSettings) -> bool:
+    """Whether this ledger's complete result was published, its shard data deleted, and is not at `output.path`."""
+    return published_base(run, output) is None and publications.completed(run) and not any(run.shards.iterdir())
+
+
 def _base(run: RunFolder, output: OutputSettings) -> tuple[Target, Manifest] | None:
     base = published_base(run, output)
-    if base is None and publications.completed(run) and not any(run.shards.iterdir()):
+    if published_elsewhere(run, output):
         raise RunError(
             f"the results of this run were published and deleted from {run.path}, and are not at {output.path}: "
             "restore them there, or compute them again with --fresh"

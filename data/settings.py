@@ -89,5 +89,5 @@ class OutputSettings(Section):
     def _known_suffix(cls, path: str) -> str:
         name = path.rstrip("/").rsplit("/", 1)[-1]
         if name.endswith((".csv", ".json", ".gz", ".zst", ".arrow", ".feather")):
-            raise ValueError("output.path is a folder, or one file named .parquet or .jsonl")
+            raise ValueError("must be a folder, or one file named .parquet or .jsonl")
         return path

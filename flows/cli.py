@@ -37,6 +37,7 @@ app = typer.Typer(
 
 DEFAULT_CONFIG = Path("config.toml")
 WORK_POOL = "overnight"
+ROOT = Path(__file__).parent.parent
 
 Input = Annotated[str | None, typer.Option("--input", help="Sets input.path.", metavar="PATH")]
 Output = Annotated[str | None, typer.Option("--output", help="Sets output.path.", metavar="PATH")]
@@ -127,8 +128,11 @@ def doctor(config: Config = None, sets: Sets = None, model: Model = None) -> Non
 def deploy() -> None:
     """Create the work pool of prefect.yaml if it is not there, and register the deployments."""
     prefect = [sys.executable, "-m", "prefect", "--no-prompt"]
-    subprocess.run([*prefect, "work-pool", "create", "--type", "process", WORK_POOL], capture_output=True, check=False)
-    raise typer.Exit(subprocess.run([*prefect, "deploy", "--all"], check=False).returncode)
+    create = [*prefect, "work-pool", "create", "--type", "process", WORK_POOL]
+    made = subprocess.run(create, capture_output=True, text=True, check=False)
+    if made.returncode and "already exists" not in made.stdout + made.stderr:
+        _fail(f"the work pool {WORK_POOL} cannot be created: {(made.stdout + made.stderr).strip()}", 1)
+    raise typer.Exit(subprocess.run([*prefect, "deploy", "--all"], cwd=ROOT, check=False).returncode)
 
 
 def main() -> None:
@@ -138,12 +142,13 @@ def main() -> None:
 
 def _answer(job: Job, config: Path | None) -> RunReport:
     """Run the flow in this process, on the configured Prefect server or on one of the run's own."""
-    from data.errors import RunError
+    from data.errors import InputError, RunError
     from tasks.outcome import failed_report, verified_report
     from tasks.run import OPENED, opened
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     run: OpenRun | None = None
+    failures: tuple[type[Exception], ...] = (RunError, InputError, OSError)
     try:
         with ExitStack() as stack:
             run = stack.enter_context(opened(job))
@@ -151,16 +156,20 @@ def _answer(job: Job, config: Path | None) -> RunReport:
                 return verified_report(run)
             OPENED.set(run)
             _configure_prefect(stack, run.folder.path / "prefect")
+            from httpx import HTTPError
+            from prefect.exceptions import PrefectException
+
             from flows.infer import infer as flow
 
+            failures += (PrefectException, HTTPError)
             return flow(config=str(config or ""), run_dir=str(job.run_path))
-    except (RunError, OSError) as error:
+    except failures as error:
         if run is None:
             raise
         return failed_report(run, str(error))
     except KeyboardInterrupt:
         if run is not None:
-            _print(failed_report(run, "interrupted; finished shards are kept", "interrupted"))
+            _print(failed_report(run, "finished shards are kept", "interrupted"))
         raise
 
 
@@ -175,7 +184,7 @@ def _exit_status() -> Iterator[None]:
         _fail(str(error), 2)
     except Held as error:
         _fail(str(error), 4)
-    except RunError as error:
+    except (RunError, OSError) as error:
         _fail(str(error), 1)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
@@ -195,8 +204,11 @@ def _print(report: RunReport) -> None:
 
 
 def _configure_prefect(stack: ExitStack, home: Path) -> None:
-    """Give Prefect a server of the run's own unless one is configured, and keep its log lines off the display."""
-    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "ERROR")
+    """Give Prefect a server of the run's own unless one is configured, and keep its log lines off the display.
+
+    What goes wrong is told once, by the report, so Prefect's own tracebacks of it are left out too.
+    """
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")  # nothing is reported from a run
     os.environ.setdefault("DO_NOT_TRACK", "1")
     from prefect.context import refresh_global_settings_context
@@ -206,6 +218,7 @@ def _configure_prefect(stack: ExitStack, home: Path) -> None:
 
     if get_current_settings().api.url is None:
         os.environ["PREFECT_API_URL"] = stack.enter_context(local_server(home))
+        os.environ["PREFECT_LOGGING_TO_API_ENABLED"] = "false"  # a server that ends with the run keeps no logs
         refresh_global_settings_context()
 
 

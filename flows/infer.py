@@ -48,7 +48,9 @@ def infer(
         fresh: set an earlier ledger of this run aside and compute everything again.
         retry_errors: compute the rows that ended in an error again.
     """
-    job = None if OPENED.get() else _prepare(config, settings, RunOptions(_path(run_dir), fresh, retry_errors))
+    again = (flow_run.run_count or 0) > 1  # a retry of this flow run goes on with what it has, also of a fresh one
+    options = RunOptions(_path(run_dir), fresh and not again, retry_errors)
+    job = None if OPENED.get() else _prepare(config, settings, options)
     with taken_or_opened(job) as run:
         if run.finished is None:
             answer_rows(run)
@@ -74,11 +76,13 @@ def answer_rows(run: OpenRun) -> None:
         _finish(submit_lots(run, again), run, bar)
 
 
-def _finish(lots: list[PrefectFuture[None]], run: OpenRun, bar: UUID) -> None:
+def _finish(lots: list[PrefectFuture[None]], run: OpenRun, bar: UUID | None) -> None:
     """Wait until every lot has ended, then raise what the first failed one raised."""
     while wait(lots, timeout=PROGRESS_SECONDS).not_done:
         show_progress(bar, run.progress)
     show_progress(bar, run.progress)
+    if run.failure is not None:  # the cause, rather than what became of the lots after it
+        raise run.failure
     for lot in lots:
         lot.result()
 
@@ -86,7 +90,7 @@ def _finish(lots: list[PrefectFuture[None]], run: OpenRun, bar: UUID) -> None:
 def _prepare(config: str, settings: Settings, options: RunOptions) -> Job:
     loaded = load_settings(Path(config) if config else None, set_explicitly(settings))
     command = f"prefect flow-run retry {flow_run.id}"
-    return prepare(loaded, options, flow_run.scheduled_start_time, command)
+    return prepare(loaded, options, flow_run.scheduled_start_time.astimezone(), command)
 
 
 def _path(text: str | None) -> Path | None:

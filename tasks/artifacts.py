@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from uuid import UUID
 
+from httpx import HTTPError
 from prefect.artifacts import (
     create_link_artifact,
     create_markdown_artifact,
@@ -11,30 +15,45 @@ from prefect.artifacts import (
     create_table_artifact,
     update_progress_artifact,
 )
+from prefect.exceptions import PrefectException
 
 from tasks.progress import Progress
 from tasks.summary import RunReport, as_markdown
 
 
-def start_progress(run_id: str) -> UUID:
-    """A progress bar of the run's rows, at 0 %."""
-    artifact = create_progress_artifact(0.0, key="infer-progress", description=f"Rows answered in run {run_id}")
-    assert isinstance(artifact, UUID)
-    return artifact
+def start_progress(run_id: str) -> UUID | None:
+    """A progress bar of the run's rows, at 0 %; None if the server did not take it."""
+    with _best_effort():
+        artifact = create_progress_artifact(0.0, key="infer-progress", description=f"Rows answered in run {run_id}")
+        assert isinstance(artifact, UUID)
+        return artifact
+    return None
 
 
-def show_progress(artifact: UUID, progress: Progress) -> None:
+def show_progress(artifact: UUID | None, progress: Progress) -> None:
     """Move the bar to the share of rows that are done."""
     total = progress.rows_total
-    update_progress_artifact(artifact, min(100.0, 100.0 * progress.rows_done / total) if total else 0.0)
+    if artifact is not None:
+        with _best_effort():
+            update_progress_artifact(artifact, min(100.0, 100.0 * progress.rows_done / total) if total else 0.0)
 
 
 def show_report(report: RunReport) -> None:
     """The counts as a table, the report as text, and where the result is."""
     rows = [{"outcome": "ok", "rows": report.ok}]
     rows += [{"outcome": code, "rows": count} for code, count in sorted(report.errors.items())]
-    create_table_artifact(rows, key="infer-rows", description=f"Rows of run {report.run_id} by outcome")
-    create_markdown_artifact(as_markdown(report), key="infer-report", description=f"Report of run {report.run_id}")
-    create_link_artifact(
-        f"file://{report.output}", link_text=report.output, key="infer-output", description="The result"
-    )
+    about = f"run {report.run_id}"
+    with _best_effort():
+        create_table_artifact(rows, key="infer-rows", description=f"Rows of {about} by outcome")
+        create_markdown_artifact(as_markdown(report), key="infer-report", description=f"Report of {about}")
+        link = f"file://{report.output}"
+        create_link_artifact(link, link_text=report.output, key="infer-output", description=f"Result of {about}")
+
+
+@contextmanager
+def _best_effort() -> Iterator[None]:
+    """A server that is away for a while costs a picture, not the night."""
+    try:
+        yield
+    except (HTTPError, PrefectException) as error:
+        logging.getLogger(__name__).warning("Prefect did not take an artifact: %s", error)

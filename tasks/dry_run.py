@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
+from datetime import datetime
 from itertools import islice
-from pathlib import Path
 
 from data.checkpoint import Checkpoint
 from data.dataset import Dataset
 from data.errors import InputError
 from data.prompts import Prompter
 from engine.request import Request, run
+from tasks.job import dated
 from tasks.placement import place, resolve
 from tasks.settings import Settings
 
@@ -25,8 +26,9 @@ def dry_run(settings: Settings) -> str:
     """
     from tasks.engines import build_engine  # imports torch
 
-    if not settings.input.path or not Path(settings.model.path).exists():
+    if not settings.input.path or not settings.model.path:
         raise InputError("a dry run needs input.path and model.path")
+    settings = dated(settings, datetime.now())
     placement = place(settings)
     settings = resolve(settings, placement)
     checkpoint = Checkpoint.open(settings.model.path, settings.model.revision, settings.model.trust_remote_code)

@@ -6,6 +6,7 @@ the run. Paths, workers, output, schedule, cache, monitoring and budgets are not
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from datetime import datetime, time
 from pathlib import Path
@@ -15,15 +16,18 @@ import pyarrow as pa
 
 from data.checkpoint import Checkpoint
 from data.dataset import Dataset
+from data.durable import write_file
 from data.errors import InputError
 from data.model_config import text_config
 from data.output import added_schema, published_columns
 from data.prompts import Prompter
 from data.results import result_schema
-from data.run_folder import run_id
+from data.run_folder import RunFolder, run_id
 from data.settings import OutputSettings
 from tasks.placement import Placement, place, resolve
 from tasks.settings import Settings
+
+DAY = "day"
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,8 @@ class Job:
     identity: dict[str, Any]
     output: OutputSettings
     run_path: Path
+    day: datetime
+    """Midnight of the day on which the run was first started: all that a chat template sees of the time."""
     command: str
 
     @property
@@ -79,33 +85,33 @@ def prepare(settings: Settings, options: RunOptions, started: datetime, command:
     Raises:
         InputError: something is wrong; the message names it.
     """
-    settings = _dated(settings, started)
+    settings = dated(settings, started)
     _check_sections(settings)
     placement = place(settings)
     settings = resolve(settings, placement)
     checkpoint = Checkpoint.open(settings.model.path, settings.model.revision, settings.model.trust_remote_code)
-    # A chat template that writes the date sees the day alone, so that a run resumed that day renders the same prompts.
-    day = datetime.combine(started.date(), time.min)
-    prompter = Prompter(settings.job, settings.input.on_too_long, checkpoint, settings.sampling.max_tokens, day)
-    dataset = Dataset.open(settings.input)
-    _check_columns(settings, prompter, dataset, checkpoint)
+    settings = settings.model_copy(  # every worker loads what was digested here, also one that starts at night
+        update={"model": settings.model.model_copy(update={"path": str(checkpoint.folder)})}
+    )
     _check_places(settings)
+    dataset = Dataset.open(settings.input)
+    _check_columns(settings, _prompter(settings, checkpoint, started), dataset, checkpoint)
     identity = identify(settings, dataset, checkpoint)
-    if prompter.writes_date:
-        identity["date"] = day.date().isoformat()
     run = run_id(identity)
     output = settings.output.model_copy(update={"path": settings.output.path.replace("{run}", run)})
-    place_of_run = options.run_dir or Path(output.path).absolute().parent / ".overnight" / run
+    run_path = (options.run_dir or Path(output.path).absolute().parent / ".overnight" / run).absolute()
+    day = _remembered_day(run_path, options) or started
     return Job(
         settings=settings,
         options=options,
         placement=placement,
         dataset=dataset,
         checkpoint=checkpoint,
-        prompter=prompter,
+        prompter=_prompter(settings, checkpoint, day),
+        day=datetime.combine(day.date(), time.min),
         identity=identity,
         output=output,
-        run_path=place_of_run.absolute(),
+        run_path=run_path,
         command=command,
     )
 
@@ -113,7 +119,10 @@ def prepare(settings: Settings, options: RunOptions, started: datetime, command:
 def identify(settings: Settings, dataset: Dataset, checkpoint: Checkpoint) -> dict[str, Any]:
     """Whatever decides the answers of a run, as plain JSON values."""
     return {
-        "input": [{"sha256": file.sha256, "size": file.size} for file in dataset.fingerprint()],
+        "input": [
+            {"sha256": file.sha256, "size": file.size, **({"partition": file.partition} if file.partition else {})}
+            for file in dataset.fingerprint()
+        ],
         "reading": settings.input.model_dump(mode="json", exclude={"path"}),
         "job": settings.job.model_dump(mode="json", by_alias=True, exclude={"budget", "expected"}),
         "sampling": settings.sampling.model_dump(mode="json"),
@@ -124,10 +133,40 @@ def identify(settings: Settings, dataset: Dataset, checkpoint: Checkpoint) -> di
         "kv_dtype": settings.engine.kv_dtype,
         "quantization": settings.model.quantization,
         "deterministic": settings.engine.deterministic,
+        # What batches are cut by, where they are promised to be the same again.
+        "max_batch_tokens": settings.engine.max_batch_tokens if settings.engine.deterministic else None,
+        "remote_code": _code_digest(checkpoint) if settings.model.trust_remote_code else None,
     }
 
 
-def _dated(settings: Settings, started: datetime) -> Settings:
+def _code_digest(checkpoint: Checkpoint) -> str:
+    """sha256 over the Python files of the model folder, which then are part of the model."""
+    digest = hashlib.sha256()
+    for path in sorted(checkpoint.folder.glob("*.py")):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def remember_day(job: Job, folder: RunFolder) -> None:
+    """Keep the day of the first start, so that a run resumed after midnight renders the same prompts."""
+    text = job.day.date().isoformat().encode()
+    write_file(folder.tmp, folder.path / DAY, lambda file: file.write(text))
+
+
+def _remembered_day(run_path: Path, options: RunOptions) -> datetime | None:
+    try:
+        return None if options.fresh else datetime.fromisoformat((run_path / DAY).read_text())
+    except FileNotFoundError:
+        return None
+
+
+def _prompter(settings: Settings, checkpoint: Checkpoint, day: datetime) -> Prompter:
+    midnight = datetime.combine(day.date(), time.min)
+    return Prompter(settings.job, settings.input.on_too_long, checkpoint, settings.sampling.max_tokens, midnight)
+
+
+def dated(settings: Settings, started: datetime) -> Settings:
+    """The settings with `{date}` in the paths filled."""
     date = started.date().isoformat()
     fill = {"path": settings.output.path.replace("{date}", date)}
     take = {"path": settings.input.path.replace("{date}", date)}
@@ -175,3 +214,5 @@ def _check_places(settings: Settings) -> None:
     source, target = Path(settings.input.path).resolve(), Path(settings.output.path).resolve()
     if target == source or source in target.parents:
         raise InputError(f"output.path {settings.output.path} lies inside input.path {settings.input.path}")
+    if target in source.parents:
+        raise InputError(f"output.path {settings.output.path} holds input.path {settings.input.path}: choose another")

@@ -43,7 +43,9 @@ def local_server(home: Path) -> Iterator[str]:
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
     template = _template()
     database = home / "prefect.db"
-    if template.exists() and not database.exists():
+    for leftover in home.glob("prefect.db*"):  # of a server that was killed; the ledger is the truth, not this
+        leftover.unlink()
+    if template.exists():
         shutil.copyfile(template, database)
     url = f"sqlite+aiosqlite:///{database}"
     environment = {**ENVIRONMENT, "PREFECT_HOME": str(home), "PREFECT_API_DATABASE_CONNECTION_URL": url}

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 
 from data.manifest import Manifest
+from data.output import ERROR_TYPE
 from data.target import Target
 from data.window import read_table
 from tasks.job import Job
@@ -17,6 +21,7 @@ from tasks.run import OpenRun
 from tasks.summary import RunReport
 
 ROWS_SHOWN = 10
+BATCH_ROWS = 8192
 
 
 def verified_report(run: OpenRun) -> RunReport:
@@ -42,8 +47,8 @@ def published_report(
         ok=manifest.ok,
         errors=dict(manifest.errors),
         error_rows=error_rows(target, manifest),
-        input_tokens=manifest.tokens["input"],
-        output_tokens=manifest.tokens["output"],
+        input_tokens=manifest.tokens.get("input", 0),
+        output_tokens=manifest.tokens.get("output", 0),
         seconds=seconds,
         resumed_rows=resumed_rows,
         folded_rows=folded,
@@ -60,8 +65,9 @@ def published_report(
 def failed_report(run: OpenRun, message: str, state: str = "failed") -> RunReport:
     """The report of a run that ended without a result; what is committed stays."""
     job = run.job
-    commits = run.ledger.commits().values()
-    ok = sum(commit.ok for commit in commits)
+    commits = run.ledger.commits()
+    shards = [shard for window in run.windows for shard in window.shards if shard.id in commits]
+    ok = sum(shard.rows * commits[shard.id].ok // max(1, commits[shard.id].rows) for shard in shards)
     planned: dict[str, int] = {}
     for window in run.windows:
         for code, count in window.errors.items():
@@ -76,10 +82,10 @@ def failed_report(run: OpenRun, message: str, state: str = "failed") -> RunRepor
         ok=ok,
         errors=planned,
         error_rows=rows_without_prompt(run),
-        input_tokens=sum(commit.tokens["input"] for commit in commits),
-        output_tokens=sum(commit.tokens["output"] for commit in commits),
+        input_tokens=sum(commit.tokens["input"] for commit in commits.values()),
+        output_tokens=sum(commit.tokens["output"] for commit in commits.values()),
         seconds=time.monotonic() - run.started,
-        resumed_rows=0,
+        resumed_rows=run.resumed_rows,
         folded_rows=sum(window.folded for window in run.windows),
         workers=job.placement.workers,
         device=job.placement.device,
@@ -138,11 +144,25 @@ def _texts(column: Any) -> list[str | None]:
     return [value if value is None else str(value) for value in column.to_pylist()]
 
 
-def _published(target: Target, manifest: Manifest, columns: list[str]) -> Any:
+def _published(target: Target, manifest: Manifest, columns: list[str]) -> Iterator[pa.RecordBatch]:
     """Record batches of some columns of the result, in row order."""
-    files = [str(target.parts()[part.name]) for part in manifest.files]
-    kind = "parquet" if manifest.format == "parquet" else "json"
-    return ds.dataset(files, format=kind).to_batches(columns=columns, use_threads=False)
+    for part in manifest.files:
+        path = target.parts()[part.name]
+        if manifest.format == "parquet":
+            with pq.ParquetFile(path) as file:
+                yield from file.iter_batches(BATCH_ROWS, columns=columns)
+        else:  # a line keeps its values as they came, so that a column need not have one type
+            with path.open(encoding="utf-8") as lines:
+                while batch := [json.loads(line) for line in islice(lines, BATCH_ROWS)]:
+                    yield pa.RecordBatch.from_arrays(
+                        [_as_read([row.get(c) for row in batch]) for c in columns], columns
+                    )
+
+
+def _as_read(values: list[Any]) -> pa.Array:
+    """Errors stay structs; any other value becomes its text."""
+    plain = all(value is None or isinstance(value, dict) for value in values)
+    return pa.array(values, ERROR_TYPE) if plain else pa.array([None if v is None else str(v) for v in values])
 
 
 def manifest_fields(run: OpenRun) -> Mapping[str, Any]:

@@ -52,7 +52,8 @@ def visible_gpus() -> tuple[str, ...]:
         pynvml.nvmlShutdown()
     if chosen is None:
         return present
-    return tuple(part.strip() for part in chosen.split(",") if part.strip() and part.strip() != "-1")
+    asked = (part.strip() for part in chosen.split(","))
+    return tuple(part for part in asked if part in present or part.startswith(("GPU-", "MIG-")))
 
 
 def place(settings: Settings) -> Placement:

@@ -13,16 +13,17 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
+from data.errors import InputError, RunError
 from data.ledger import Ledger
 from data.manifest import Manifest
-from data.publish import prepare_output
+from data.publish import prepare_output, published_elsewhere
 from data.run_folder import RunFolder, preflight, set_aside
 from data.target import Target
 from data.window import Window
 from engine.supervisor import Child
 from tasks.display import Display
 from tasks.events import EventLog
-from tasks.job import Job
+from tasks.job import Job, remember_day
 from tasks.pool import WorkerPool
 from tasks.progress import Progress
 from tasks.worker import WorkerOrder, order_message
@@ -46,6 +47,8 @@ class OpenRun:
     """The complete result of this very run, if it was published before; verified."""
     started: float
     windows: list[Window] = field(default_factory=list)
+    failure: RunError | None = None
+    """What ended the run, where something other than the user did; the rest is not computed then."""
     resumed_rows: int = 0
 
     @property
@@ -58,6 +61,17 @@ class OpenRun:
     def folded_rows(self) -> int:
         """Rows that share the answer of another row, in the windows planned so far."""
         return sum(window.folded for window in self.windows)
+
+    def stop(self, patience: float) -> None:
+        """End the workers, after up to `patience` seconds for what they hold. Ends the wait of every lot."""
+        if self.workers is not None:
+            self.workers.close(patience)
+
+    def fail(self, error: RunError) -> None:
+        """Give out no more work: the run cannot end well. The first error is the one that is told."""
+        self.failure = self.failure or error
+        if self.workers is not None:
+            self.workers.drain()
 
     def warn(self, message: str) -> None:
         """Tell the user of something that does not stop the run."""
@@ -78,15 +92,21 @@ def opened(job: Job) -> Iterator[OpenRun]:
     """
     started = time.monotonic()
     with ExitStack() as stack:
-        if job.options.fresh:
+        if job.options.fresh and (job.run_path / "run.json").exists():
             set_aside(job.run_path)
         folder = RunFolder.create(job.run_path, job.identity)
         stack.enter_context(folder.lock())
         preflight(folder, job.output_path)
         stack.enter_context(Target.at(job.output.path).lock())
         folder.sweep()
+        remember_day(job, folder)
         before = prepare_output(folder, job.output, fresh=job.options.fresh)
         finished = before if before and before.complete and not job.options.retry_errors else None
+        if finished is None and published_elsewhere(folder, job.output):
+            raise InputError(
+                f"run {folder.id} is published already, and not at {job.output_path}: copy that result, or compute it"
+                " again with --fresh or in another --run-dir"
+            )
         progress = Progress()
         events = EventLog(folder.events, progress.tell)
         stack.callback(events.close)
@@ -103,18 +123,36 @@ def _at_work(run: OpenRun) -> Iterator[None]:
     run.events.tell(_run_started(run.job, run.folder))
     for warning in run.job.warnings:
         run.events.tell({"event": "warning", "message": warning})
-    pool = run.workers = start_pool(run.job, run.folder, run.events)
-    state = "failed"
+    run.workers = start_pool(run.job, run.folder, run.events)
+    ended = {"event": "finished", "state": "interrupted"}
+    try:
+        with interruptible(run):
+            yield
+        ended["state"] = "completed"
+    except (RunError, InputError, OSError) as error:
+        ended |= {"state": "failed", "message": str(error)}
+        raise
+    finally:
+        run.stop(0.0)
+        run.events.tell(ended)
+
+
+@contextmanager
+def interruptible(run: OpenRun) -> Iterator[None]:
+    """End the workers when the block is left by an exception, and so the wait of every task for them.
+
+    An interrupt (Ctrl-C, SIGTERM, a cancellation by Prefect) is no Exception: what is nearly done then is committed.
+    """
+    state = "interrupted"
     try:
         yield
         state = "completed"
-    except KeyboardInterrupt:
-        state = "interrupted"
-        pool.close(DRAIN_SECONDS)  # shards that are nearly done are committed
+    except (RunError, InputError, OSError):
+        state = "failed"
         raise
     finally:
-        pool.close()
-        run.events.tell({"event": "finished", "state": state})
+        if state != "completed":
+            run.stop(DRAIN_SECONDS if state == "interrupted" else 0.0)
 
 
 @contextmanager
@@ -122,7 +160,8 @@ def taken_or_opened(job: Job | None) -> Iterator[OpenRun]:
     """The run that the command line has opened, or the one of `job`, opened here."""
     run = OPENED.get()
     if run is not None:
-        yield run
+        with interruptible(run):
+            yield run
         return
     assert job is not None
     with opened(job) as run:

@@ -11,13 +11,16 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import wait
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 from prefect import State, task
 from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture
+from prefect.runtime import task_run
 from prefect.tasks import exponential_backoff
+from prefect.utilities.annotations import quote
 
+from data.errors import RunError
 from data.json_types import JsonTypes
 from data.plan import plan_windows
 from data.publish import publish, published_base
@@ -28,7 +31,7 @@ from data.target import Target
 from data.window import Window
 from tasks.job import results_of
 from tasks.outcome import manifest_fields, published_report
-from tasks.pool import WorkerDied
+from tasks.pool import Interrupted, WorkerDied
 from tasks.run import OpenRun
 from tasks.settings import Settings
 from tasks.summary import RunReport
@@ -119,8 +122,14 @@ def run_lot(run: OpenRun, shards: Sequence[Shard]) -> None:
     """
     futures = [run.pool.submit(shard.to_json()) for shard in run.ledger.missing(shards)]
     wait(futures)
-    for future in futures:
-        future.result()
+    try:
+        for future in futures:
+            future.result()
+    except RunError as error:
+        last = not isinstance(error, WorkerDied) or (task_run.run_count or 0) > run.job.settings.workers.retries
+        if last and not isinstance(error, Interrupted):
+            run.fail(error)  # no other shard is computed for a run that cannot end well
+        raise
 
 
 def submit_lots(run: OpenRun, window: Window) -> list[PrefectFuture[None]]:
@@ -140,7 +149,7 @@ def submit_lots(run: OpenRun, window: Window) -> list[PrefectFuture[None]]:
             retries=retries,
             retry_delay_seconds=exponential_backoff(backoff_factor=1) if retries else 0,
             retry_condition_fn=worth_retrying,
-        ).submit(run, lot)
+        ).submit(cast(OpenRun, quote(run)), lot)  # quoted, or Prefect would search all of it for futures
         for number, lot in enumerate(lots)
     ]
 
