@@ -97,15 +97,33 @@ def test_a_wrong_setting_starts_nothing(
 ) -> None:
     pq.write_table(pa.Table.from_pylist(list(messages(3))), tmp_path / "in.parquet")
     defaults = {"--input": "in.parquet", "--output": "out"}
-    for option, value in zip(arguments[::2], arguments[1::2], strict=True):
+    for option in arguments[::2]:
         defaults.pop(option, None)
-        del value
     rest = [word for pair in defaults.items() for word in pair]
     done = overnight("infer", *arguments, *rest, timeout=20)
     assert done.returncode == 2
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("overnight: ")]
     assert [word for word in words if word not in line] == []
     assert not (tmp_path / ".overnight").exists()
+
+
+def test_no_rows_are_an_empty_result(overnight: Overnight, tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").touch()
+    assert overnight("infer", "--input", "in.jsonl", "--output", "out.parquet").returncode == 0
+    assert pq.read_table(tmp_path / "out.parquet").num_rows == 0
+
+
+def test_lines_keep_their_values_whatever_their_types(overnight: Overnight, tmp_path: Path) -> None:
+    rows = [*messages(5), '{"id": 5, "text": 42, "price": 1.100}', {"id": 6, "text": ""}]
+    source = write_rows(tmp_path / "in.jsonl", rows)
+    done = overnight("infer", "--input", source, "--output", "out.jsonl", "--set", "output.error_budget=0.5")
+    assert done.returncode == 0
+    assert "blank_prompt" in done.stdout
+    lines = (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()
+    assert lines[5].startswith('{"id": 5, "text": 42, "price": 1.100, ')
+    elsewhere = overnight("infer", "--input", source, "--output", "other.jsonl", "--set", "output.error_budget=0.5")
+    assert elsewhere.returncode == 2
+    assert "published already" in elsewhere.stderr
 
 
 def test_over_the_error_budget_keeps_the_answers(overnight: Overnight, tmp_path: Path) -> None:
@@ -159,17 +177,22 @@ def test_killed_and_resumed(
     assert digest(tmp_path / "killed" / "out") == digest(tmp_path / "plain" / "out")
 
 
-def test_interrupted_by_the_user(environment: dict[str, str], config: Path, tmp_path: Path) -> None:
-    source = write_rows(tmp_path / "in.jsonl", list(messages(400)))
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_by_the_user(
+    environment: dict[str, str], config: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    source = write_rows(tmp_path / "in.jsonl", list(messages(5000)))
     words = program("infer", "--input", source, "--output", "out", "--config", config)
+    words += ["--set", "sampling.max_tokens=200", "--set", "sampling.temperature=1"]
     driver = subprocess.Popen(words, env=environment, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
-    wait_for(lambda: list(tmp_path.glob(".overnight/*/commits/*.json")))
+    wait_for(lambda: list(tmp_path.glob(".overnight/*/attempts/*.json")))
     children = psutil.Process(driver.pid).children(recursive=True)
-    driver.send_signal(signal.SIGINT)
-    stdout, _ = driver.communicate(timeout=60)
+    driver.send_signal(number)
+    stdout, _ = driver.communicate(timeout=45)
     assert driver.returncode == 130
     assert "overnight infer" in stdout
     assert psutil.wait_procs(children, timeout=10)[1] == []
+    assert '"interrupted"' in next(tmp_path.glob(".overnight/*/events.jsonl")).read_text().splitlines()[-1]
 
 
 def test_a_second_driver_is_refused(

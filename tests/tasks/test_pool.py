@@ -129,6 +129,35 @@ def test_draining_finishes_what_is_held_and_nothing_more(make_pool: MakePool, ev
         second.result(timeout=1)
 
 
+def test_a_listener_that_fails_ends_the_wait_and_the_workers(tmp_path: Path) -> None:
+    def full(event: dict[str, Any]) -> None:
+        if event["event"] == "ready":
+            raise OSError(28, "No space left on device")
+
+    def start(index: int) -> Child:
+        name = "tests.tasks.obedient_worker:main"
+        return Child(name, environment={"PYTHONPATH": str(ROOT)}, log=tmp_path / f"{index}.log")
+
+    pool = WorkerPool(2, 1, start, stall_timeout=60, retries=1, on_event=full)
+    with pytest.raises(NoWorkers, match="pool of workers failed"):
+        pool.submit(work(0)).result(timeout=60)
+    pool.close()
+    mine = psutil.Process().children(recursive=True)
+    assert [child for child in mine if "engine.child" in child.cmdline()] == []
+
+
+def test_a_worker_that_cannot_be_started_does_not_end_the_others(tmp_path: Path) -> None:
+    def start(index: int) -> Child:
+        if index == 1:
+            raise OSError(24, "Too many open files")
+        name = "tests.tasks.obedient_worker:main"
+        return Child(name, environment={"PYTHONPATH": str(ROOT)}, log=tmp_path / f"{index}.log")
+
+    pool = WorkerPool(2, 1, start, stall_timeout=60, retries=1, on_event=[].append)
+    assert [pool.submit(work(n)).result(timeout=60)["worker"] for n in range(3)] == [0, 0, 0]
+    pool.close()
+
+
 def test_workers_end_with_a_killed_driver(tmp_path: Path) -> None:
     script = (
         "import sys, time; from pathlib import Path; from engine.supervisor import Child\n"
