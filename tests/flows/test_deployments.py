@@ -115,10 +115,11 @@ def test_an_adhoc_run_publishes_and_reports(site: Site, config: Path, tmp_path: 
     assert "40" in artifacts["infer-report"]["data"]
     # The server's record of task runs trails the client.
     wait_for(lambda: any("lot" in run["name"] for run in site.post("task_runs/filter", {"limit": 50})), 60)
-    audited = subprocess.run(
-        [str(BIN / "overnight"), "audit", str(tmp_path / "out")], env=site.environment, check=False
-    )
-    assert audited.returncode == 0
+    audit = ["deployment", "run", "audit/published", "--watch", "--param", f"output={tmp_path / 'out'}"]
+    assert site.prefect(*audit).returncode == 0
+    part = tmp_path / "out" / "part-00000.parquet"
+    part.write_bytes(part.read_bytes()[:-1])
+    assert site.prefect(*audit).returncode == 1
 
 
 def test_a_wrong_parameter_fails_the_run(site: Site, config: Path, tmp_path: Path) -> None:
