@@ -7,6 +7,7 @@ Run as `make scale`. Prints seconds and the driver's peak memory as one JSON lin
 from __future__ import annotations
 
 import json
+import os
 import random
 import resource
 import subprocess
@@ -39,6 +40,7 @@ def drive(folder: Path, rows: int) -> None:
     import tasks.run
     from flows.cli import app
 
+    os.environ["PYTHONPATH"] = str(ROOT)  # where the worker processes find their target
     tasks.run.WORKER_TARGET = "tests.scale.instant_worker:main"
     arguments = ["infer", "--input", str(folder / "in.jsonl"), "--output", str(folder / "out")]
     sets = [f"model.path={MODEL}", "job.prompt={{ text }}", "sampling.max_tokens=8", "workers.dp_degree=2"]
