@@ -23,14 +23,14 @@ from data.target import Target
 def record(run: RunFolder, manifest: Manifest, state: Mapping[str, Any]) -> Manifest:
     """Record a result about to be placed; `state` is what it was assembled from. The recorded manifest counts."""
     content = json.dumps({"state": state, "manifest": manifest.to_bytes().decode()}, indent=1).encode()
-    if not write_file(run.tmp, _path(run, manifest.digest), lambda file: file.write(content)):
-        return _read(_path(run, manifest.digest))[0]
+    if not write_file(run.tmp, _path(run, manifest), lambda file: file.write(content)):
+        return _read(_path(run, manifest))[0]
     return manifest
 
 
 def recorded(run: RunFolder, manifest: Manifest) -> bool:
     """Whether this ledger published the result of a manifest, and not an older one of the same run."""
-    return _path(run, manifest.digest).exists()
+    return _path(run, manifest).exists()
 
 
 def completed(run: RunFolder) -> bool:
@@ -102,5 +102,6 @@ def _records(run: RunFolder) -> list[Path]:
     return sorted(path for path in run.publications.glob("*.json") if path.name != "replace.json")
 
 
-def _path(run: RunFolder, digest: str) -> Path:
-    return run.publications / f"{digest}.json"
+def _path(run: RunFolder, manifest: Manifest) -> Path:
+    # A partial result that happened to lack no answer has the bytes of the complete one, and is not it.
+    return run.publications / f"{manifest.digest}{'' if manifest.complete else '.partial'}.json"
