@@ -19,9 +19,6 @@ def main(mailbox: Mailbox) -> None:
         if message["do"] == "die":
             print("about to die", flush=True)
             os.kill(os.getpid(), signal.SIGKILL)
-        if message["do"] == "die once" and not os.path.exists(message["mark"]):
-            open(message["mark"], "w").close()
-            sys.exit(7)
         if message["do"] == "hang":
             time.sleep(1000)
         if message["do"] == "fail":
