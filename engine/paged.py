@@ -27,6 +27,8 @@ BLOCK = 16
 
 NULL_BLOCK = 0
 
+_SCALE = torch.float32
+
 # Keys gathered at a time, in bytes: a few of these fit into a core's share of the cache.
 _GATHER_BYTES = 1 << 20
 # Queries of a chunk that share one mask.
@@ -45,38 +47,69 @@ class LayerShape:
     @property
     def bytes(self) -> int:
         """Bytes of a position."""
-        return self.heads * (self.key_size + self.value_size) * self.dtype.itemsize
+        scales = 2 * _SCALE.itemsize if self.scaled else 0
+        return self.heads * ((self.key_size + self.value_size) * self.dtype.itemsize + scales)
+
+    @property
+    def scaled(self) -> bool:
+        """Whether each position and head has a scale, because 8 bits alone have too small a range."""
+        return self.dtype.itemsize == 1
 
 
 class PagedKV:
-    """The KV cache of all layers: `blocks` blocks besides the null block."""
+    """The KV cache of all layers: `blocks` blocks, the null block before them and a scratch block behind them."""
 
     def __init__(self, layers: dict[int, LayerShape], blocks: int, device: torch.device) -> None:
-        lines = (blocks + 1) * BLOCK
+        lines = (blocks + 2) * BLOCK
+        self.scratch = blocks + 1
+        """The block that rows which only fill up a batch write to."""
         self.device = device
         self.layers = layers
         self.keys = {i: _zeros(lines, shape.heads * shape.key_size, shape.dtype, device) for i, shape in layers.items()}
         self.values = {
             i: _zeros(lines, shape.heads * shape.value_size, shape.dtype, device) for i, shape in layers.items()
         }
+        scaled = {i: shape.heads for i, shape in layers.items() if shape.scaled}
+        self.key_scales = {i: _zeros(lines, heads, _SCALE, device) for i, heads in scaled.items()}
+        self.value_scales = {i: _zeros(lines, heads, _SCALE, device) for i, heads in scaled.items()}
+
+    @property
+    def stores(self) -> list[Tensor]:
+        """Every tensor of the cache, each [lines, ...]."""
+        parts = (self.keys, self.values, self.key_scales, self.value_scales)
+        return [store for part in parts for store in part.values()]
 
     def write(self, layer: int, lines: Tensor, k: Tensor, v: Tensor) -> None:
         """Store k and v [K, T, D] at `lines` int64 [T]."""
-        for store, new in ((self.keys[layer], k), (self.values[layer], v)):
-            rows = new.transpose(0, 1).flatten(1).to(store.dtype)
-            _bits(store).index_copy_(0, lines, _bits(rows))
+        for store, scales, new in (
+            (self.keys[layer], self.key_scales.get(layer), k),
+            (self.values[layer], self.value_scales.get(layer), v),
+        ):
+            rows = new.transpose(0, 1)
+            if scales is not None:
+                scale = rows.abs().amax(-1).float().clamp_(min=1e-12) / torch.finfo(store.dtype).max
+                scales.index_copy_(0, lines, scale)
+                rows = rows / scale[..., None]
+            _bits(store).index_copy_(0, lines, _bits(rows.flatten(1).to(store.dtype)))
 
     def read(self, layer: int, blocks: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Keys and values of `blocks` int64 [N], each [N * BLOCK, K, D] in `dtype`."""
         shape = self.layers[layer]
-        k = _gather(self.keys[layer], blocks).view(-1, shape.heads, shape.key_size)
-        v = _gather(self.values[layer], blocks).view(-1, shape.heads, shape.value_size)
-        return k.to(dtype), v.to(dtype)
+        found = []
+        for store, scales, size in (
+            (self.keys[layer], self.key_scales.get(layer), shape.key_size),
+            (self.values[layer], self.value_scales.get(layer), shape.value_size),
+        ):
+            rows = _gather(store, blocks).view(-1, shape.heads, size).to(dtype)
+            if scales is not None:
+                rows = rows * _gather(scales, blocks).view(-1, shape.heads, 1).to(dtype)
+            found.append(rows)
+        return found[0], found[1]
 
     def clear(self, blocks: Seq[int]) -> None:
         """Zero these blocks in every layer."""
         index = torch.tensor(blocks, dtype=torch.int64, device=self.device)
-        for store in [*self.keys.values(), *self.values.values()]:
+        for store in self.stores:
             _bits(store).view(-1, BLOCK * store.shape[1]).index_fill_(0, index, 0)
 
 

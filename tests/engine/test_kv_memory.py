@@ -18,7 +18,7 @@ def test_shapes_follow_the_architecture(models: dict[str, PreTrainedModel]) -> N
     assert shapes["qwen3"][0] == LayerShape(2, 24, 24, torch.float32)
     assert shapes["llama"][2] == LayerShape(4, 16, 16, torch.float32)
     eight = layer_shapes(models["llama"], EngineSettings(kv_dtype="fp8"))[2]
-    assert eight.bytes * 4 == shapes["llama"][2].bytes
+    assert eight.bytes - 2 * 4 * eight.heads == shapes["llama"][2].bytes // 4  # a scale of float32 each
 
 
 def test_the_cpu_budget_does_not_depend_on_what_is_free(models: dict[str, PreTrainedModel]) -> None:

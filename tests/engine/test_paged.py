@@ -83,12 +83,17 @@ def test_a_long_chunk_is_masked_in_pieces() -> None:
     torch.testing.assert_close(out, plain(q[:, 48:], k, v, 0.5, None), atol=1e-5, rtol=1e-5)
 
 
-def test_fp8_storage_rounds_to_eight_bits() -> None:
-    kv = PagedKV({0: LayerShape(2, 4, 4, torch.float8_e4m3fn)}, 3, CPU)
-    k = torch.randn(2, 5, 4)
-    kv.write(0, torch.arange(20, 25), k, k)
-    keys, _ = kv.read(0, torch.tensor([1]), torch.float32)
-    assert torch.equal(keys[4:9], k.transpose(0, 1).to(torch.float8_e4m3fn).float())
+def test_fp8_storage_keeps_positions_of_any_size() -> None:
+    """Keys beyond 448 (Qwen2's reach several hundreds) and tiny ones alike: each position and head has its scale."""
+    kv = PagedKV({0: LayerShape(2, 64, 64, torch.float8_e4m3fn)}, 3, CPU)
+    sizes = torch.tensor([1e-3, 1.0, 300.0, 1e4, 0.0])[None, :, None]
+    k, v = torch.randn(2, 5, 64) * sizes, torch.randn(2, 5, 64) * sizes
+    kv.write(0, torch.arange(20, 25), k, v)
+    keys, values = kv.read(0, torch.tensor([1]), torch.float32)
+    for found, wanted in ((keys[4:9].transpose(0, 1), k), (values[4:9].transpose(0, 1), v)):
+        error = (found - wanted).abs().amax(-1)
+        assert (error <= wanted.abs().amax(-1) / 16).all()
+        assert not torch.equal(found, wanted)
 
 
 def test_cleared_blocks_are_zero_and_others_are_kept() -> None:
