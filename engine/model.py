@@ -55,7 +55,7 @@ def load_model(
         "local_files_only": Path(path).is_dir(),
     }
     config = AutoConfig.from_pretrained(str(path), **common)
-    _check_config(config)
+    check_config(config)
     loader: Any = AutoModelForCausalLM if head else AutoModel
     disable_progress_bar()  # type: ignore[no-untyped-call]
     model, loading = loader.from_pretrained(
@@ -68,7 +68,7 @@ def load_model(
         **common,
     )
     assert isinstance(model, PreTrainedModel)
-    _check_model(model)
+    check_model(model)
     # An encoder checkpoint may lack the pooler that its class defines and that no kind of job reads.
     missing = sorted(name for name in loading["missing_keys"] if "pooler" not in name)
     if missing:
@@ -98,7 +98,8 @@ def steady_positions(model: PreTrainedModel) -> int | None:
     return min(limits, default=None)
 
 
-def _check_config(config: Any) -> None:
+def check_config(config: Any) -> None:
+    """Raise ValueError for an architecture whose config already says that the engine cannot run it."""
     if getattr(config, "is_encoder_decoder", False):
         raise ValueError(f"model type {config.model_type} is an encoder-decoder; a decoder-only model is needed")
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
@@ -107,7 +108,8 @@ def _check_config(config: Any) -> None:
         raise ValueError(f"model type {config.model_type} has layers of type {', '.join(unknown)}: not supported")
 
 
-def _check_model(model: PreTrainedModel) -> None:
+def check_model(model: PreTrainedModel) -> None:
+    """Raise ValueError for a model class that the engine cannot run."""
     name = type(model).__name__
     if getattr(model, "_is_stateful", False):
         raise ValueError(f"{name} keeps a recurrent state beside attention, which this engine does not support")
