@@ -1,7 +1,8 @@
 """Loading a transformers model for this engine: safetensors only, our attention, every weight accounted for.
 
 The model definition is transformers' own, so any architecture whose attention goes through the attention interface
-runs. What the engine cannot run correctly (recurrent state, chunked attention, encoder-decoder) is refused here by
+runs. Weights go from the files straight to the device, and a quantized checkpoint's are dequantized there, one by one.
+What the engine cannot run correctly (recurrent state, chunked attention, encoder-decoder) is refused here by
 name, because the attention function alone would not notice. Checking the files of a checkpoint is left to the caller.
 """
 
@@ -15,6 +16,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrained
 from transformers.utils.logging import disable_progress_bar
 
 from engine import attention
+from engine.quantized import dequantized
+from engine.weights import checkpoint_files, open_weights
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
@@ -46,36 +49,44 @@ def load_model(
     """Load the checkpoint in folder (or hub id) `path` in eval mode, weights in `dtype` on `device`.
 
     With `head` the model has its language-model head, else it ends with the last hidden state. A local folder is
-    loaded without any network access. Raises ValueError for an architecture the engine cannot run and for weights
-    missing from the files; OSError from transformers where files are missing.
+    loaded without any network access. A checkpoint quantized to int4 or FP8 in a format that `engine.quantized` reads
+    is dequantized to `dtype`. Raises ValueError for an architecture or a quantization the engine cannot run, and for
+    weights that are missing or of another shape; OSError where files cannot be read.
     """
-    common: dict[str, Any] = {
-        "revision": revision or "main",
-        "trust_remote_code": trust_remote_code,
-        "local_files_only": Path(path).is_dir(),
-    }
-    config = AutoConfig.from_pretrained(str(path), **common)
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())  # threads that read start out at device 0
+    where: dict[str, Any] = {"revision": revision or "main", "local_files_only": Path(path).is_dir()}
+    config = AutoConfig.from_pretrained(str(path), trust_remote_code=trust_remote_code, **where)
     check_config(config)
     loader: Any = AutoModelForCausalLM if head else AutoModel
+    options = {
+        "dtype": dtype,
+        "device_map": {"": device},
+        "attn_implementation": attention.NAME,
+        "output_loading_info": True,
+        "ignore_mismatched_sizes": True,  # refused below, by name
+    }
     disable_progress_bar()  # type: ignore[no-untyped-call]
-    model, loading = loader.from_pretrained(
-        str(path),
-        config=config,
-        dtype=dtype,
-        use_safetensors=True,
-        attn_implementation=attention.NAME,
-        output_loading_info=True,
-        **common,
-    )
+    quantization = getattr(config, "quantization_config", None)
+    if trust_remote_code and loader.__name__ in (getattr(config, "auto_map", None) or {}):
+        if quantization is not None:
+            raise ValueError(f"model.path {path}: a quantized checkpoint with code of its own is not supported")
+        options |= {"config": config, "trust_remote_code": True, "use_safetensors": True}
+        model, loading = loader.from_pretrained(str(path), **options, **where)
+        check_model(model)
+    else:
+        with open_weights(checkpoint_files(str(path), **where), device) as sources:
+            if quantization is not None:
+                sources = dequantized(quantization, sources, dtype)
+                del config.quantization_config
+            with torch.device("meta"):
+                shell = loader.from_config(config)
+            check_model(shell)
+            model, loading = type(shell).from_pretrained(None, config=shell.config, state_dict=sources, **options)
     assert isinstance(model, PreTrainedModel)
-    check_model(model)
-    # An encoder checkpoint may lack the pooler that its class defines and that no kind of job reads.
-    missing = sorted(name for name in loading["missing_keys"] if "pooler" not in name)
-    if missing:
-        raise ValueError(f"model.path {path}: {len(missing)} weights are missing from the files, first {missing[0]}")
+    _check_complete(str(path), loading)
     model.requires_grad_(False)
     model.train(False)
-    torch.nn.Module.to(model, device)
     return model
 
 
@@ -115,3 +126,14 @@ def check_model(model: PreTrainedModel) -> None:
         raise ValueError(f"{name} keeps a recurrent state beside attention, which this engine does not support")
     if not getattr(model, "_supports_attention_backend", False):
         raise ValueError(f"{name} does not use transformers' attention interface, so this engine cannot run it")
+
+
+def _check_complete(path: str, loading: dict[str, Any]) -> None:
+    # An encoder checkpoint may lack the pooler that its class defines and that no kind of job reads.
+    missing = sorted(name for name in loading["missing_keys"] if "pooler" not in name)
+    if missing:
+        raise ValueError(f"model.path {path}: {len(missing)} weights are missing from the files, first {missing[0]}")
+    for name, stored, expected in sorted(loading["mismatched_keys"]):
+        raise ValueError(
+            f"model.path {path}: weight {name} has shape {list(stored)}, not {list(expected)} of config.json"
+        )
