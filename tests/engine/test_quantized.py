@@ -1,0 +1,219 @@
+"""Quantized checkpoints, written here from the formats' definitions: the model is that of the dequantized weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
+
+from engine.model import load_model
+from engine.quantized import read_format
+from tests.engine.conftest import randomize
+from tests.engine.test_int4 import AWQ_ORDER, pack_rows
+
+CPU = torch.device("cpu")
+GROUP = 32
+IDS = torch.tensor([[5, 17, 3, 99, 42, 8]])
+
+Tensors = dict[str, torch.Tensor]
+
+
+def _grid(weight: torch.Tensor, low: int, high: int, *, symmetric: bool) -> tuple[torch.Tensor, ...]:
+    """Values, zero points and float16 scales of each group of a row; the values lie in low..high."""
+    grouped = weight.view(len(weight), -1, GROUP)
+    span = grouped.abs().amax(-1) * 2 if symmetric else grouped.amax(-1) - grouped.amin(-1)
+    scales = (span / 15).half()
+    zeros = torch.zeros_like(span) if symmetric else (low - grouped.amin(-1) / scales.float()).round().clamp(low, high)
+    values = (grouped / scales.float().unsqueeze(-1) + zeros.unsqueeze(-1)).round().clamp(low, high)
+    return values.view_as(weight).int(), zeros.int(), scales
+
+
+def _weight(values: torch.Tensor, zeros: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    per_column = [tensor.repeat_interleave(GROUP, 1).float() for tensor in (zeros, scales)]
+    return (values.float() - per_column[0]) * per_column[1]
+
+
+def _awq(name: str, weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
+    values, zeros, scales = _grid(weight, 0, 15, symmetric=False)
+    tensors = {
+        f"{name}.qweight": pack_rows(values.t().numpy(), AWQ_ORDER),
+        f"{name}.qzeros": pack_rows(zeros.t().numpy(), AWQ_ORDER),
+        f"{name}.scales": scales.t().contiguous(),
+    }
+    return tensors, _weight(values, zeros, scales)
+
+
+def _packed(name: str, weight: torch.Tensor, *, symmetric: bool) -> tuple[Tensors, torch.Tensor]:
+    values, zeros, scales = _grid(weight, -8, 7, symmetric=symmetric)
+    tensors = {
+        f"{name}.weight_packed": pack_rows((values + 8).numpy()),
+        f"{name}.weight_scale": scales,
+        f"{name}.weight_shape": torch.tensor(weight.shape),
+    }
+    if not symmetric:
+        tensors[f"{name}.weight_zero_point"] = pack_rows((zeros + 8).t().numpy()).t().contiguous()
+    return tensors, _weight(values, zeros, scales)
+
+
+def _float8(name: str, weight: torch.Tensor, *, channels: bool) -> tuple[Tensors, torch.Tensor]:
+    scale = (weight.abs().amax(1, keepdim=True) if channels else weight.abs().amax().view(1)) / 448
+    values = (weight / scale).to(torch.float8_e4m3fn)
+    return {f"{name}.weight": values, f"{name}.weight_scale": scale}, values.float() * scale
+
+
+def _compressed(form: str, **scheme: Any) -> dict[str, Any]:
+    group = {"targets": ["Linear"], "weights": scheme, "input_activations": None, "output_activations": None}
+    return {
+        "quant_method": "compressed-tensors",
+        "format": form,
+        "config_groups": {"group_0": group},
+        "ignore": ["lm_head"],
+        "quantization_status": "compressed",
+    }
+
+
+def _int4(**changes: Any) -> dict[str, Any]:
+    scheme = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": GROUP}
+    return _compressed("pack-quantized", **(scheme | changes))
+
+
+AWQ = {"quant_method": "awq", "bits": 4, "group_size": GROUP, "zero_point": True, "version": "gemm"}
+FORMATS = {
+    "awq": (AWQ, _awq),
+    "packed-symmetric": (_int4(), lambda name, weight: _packed(name, weight, symmetric=True)),
+    "packed": (_int4(symmetric=False), lambda name, weight: _packed(name, weight, symmetric=False)),
+    "float8-channel": (
+        _compressed("float-quantized", num_bits=8, type="float", symmetric=True, strategy="channel"),
+        lambda name, weight: _float8(name, weight, channels=True),
+    ),
+    "float8-tensor": (
+        _compressed("float-quantized", num_bits=8, type="float", symmetric=True, strategy="tensor"),
+        lambda name, weight: _float8(name, weight, channels=False),
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def model() -> PreTrainedModel:
+    config = LlamaConfig(
+        vocab_size=199,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        attention_bias=True,
+    )
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    randomize(model)
+    return model
+
+
+def _write(folder: Path, model: PreTrainedModel, format_name: str) -> PreTrainedModel:
+    """Write the model with every linear but the head quantized; returns it with the weights that this amounts to."""
+    quantization, quantize = FORMATS[format_name]
+    reference: PreTrainedModel = AutoModelForCausalLM.from_config(model.config)
+    reference.load_state_dict(model.state_dict())
+    tensors = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for name, module in reference.named_modules():
+        if isinstance(module, torch.nn.Linear) and name != "lm_head":
+            stored, weight = quantize(name, tensors.pop(f"{name}.weight"))
+            tensors |= stored
+            module.weight.data = weight
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(model.config.to_dict() | {"quantization_config": quantization}))
+    return reference.eval()
+
+
+@pytest.mark.parametrize("format_name", list(FORMATS))
+def test_a_quantized_checkpoint_answers_as_its_dequantized_weights(
+    format_name: str, model: PreTrainedModel, tmp_path: Path
+) -> None:
+    reference = _write(tmp_path, model, format_name)
+    loaded = load_model(tmp_path, dtype=torch.float32, device=CPU)
+    for name, parameter in reference.named_parameters():
+        torch.testing.assert_close(loaded.get_parameter(name), parameter, rtol=1e-6, atol=1e-7)
+    loaded.set_attn_implementation("eager")
+    torch.testing.assert_close(
+        loaded(IDS, use_cache=False).logits, reference(IDS, use_cache=False).logits, rtol=1e-4, atol=1e-4
+    )
+    lossy = (reference(IDS).logits - model(IDS).logits).abs().max()
+    assert lossy > 0.01
+
+
+def test_the_wanted_dtype_is_rounded_to_once(model: PreTrainedModel, tmp_path: Path) -> None:
+    reference = _write(tmp_path, model, "packed")
+    loaded = load_model(tmp_path, dtype=torch.bfloat16, device=CPU)
+    for name, parameter in reference.named_parameters():
+        torch.testing.assert_close(loaded.get_parameter(name), parameter.bfloat16(), rtol=0, atol=0)
+
+
+def _rewrite(folder: Path, change: Any) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+NAME = "model.layers.1.mlp.up_proj"
+
+
+@pytest.mark.parametrize(
+    ("format_name", "change", "reason"),
+    [
+        ("awq", lambda tensors: tensors.pop(f"{NAME}.qzeros"), rf"{NAME}\.qzeros is missing"),
+        ("awq", lambda tensors: tensors.update({f"{NAME}.scales": torch.ones(4, 96)}), rf"{NAME}\.scales has shape"),
+        ("packed", lambda tensors: tensors.pop(f"{NAME}.weight_zero_point"), rf"{NAME} lacks zero points"),
+        (
+            "packed",
+            lambda tensors: tensors.update({f"{NAME}.weight_g_idx": torch.zeros(64, dtype=torch.int32)}),
+            rf"{NAME} .*activation order",
+        ),
+        (
+            "packed",
+            lambda tensors: tensors.update({f"{NAME}.weight_scale": torch.ones(96, 4)}),
+            rf"{NAME} has 4 scales",
+        ),
+        (
+            "packed",
+            lambda tensors: tensors.update({f"{NAME}.weight_packed": torch.zeros(2, 96, 8, dtype=torch.int32)}),
+            rf"{NAME} is quantized with 3 dimensions",
+        ),
+        ("float8-channel", lambda tensors: tensors.update({f"{NAME}.weight_scale": torch.ones(3, 1)}), NAME),
+        ("packed-symmetric", lambda tensors: tensors.pop("model.norm.weight"), r"missing .*model\.norm\.weight"),
+    ],
+)
+def test_damaged_checkpoints_are_refused_by_name(
+    format_name: str, change: Any, reason: str, model: PreTrainedModel, tmp_path: Path
+) -> None:
+    _write(tmp_path, model, format_name)
+    _rewrite(tmp_path, change)
+    with pytest.raises(ValueError, match=reason):
+        load_model(tmp_path, dtype=torch.float32, device=CPU)
+
+
+@pytest.mark.parametrize(
+    ("quantization", "reason"),
+    [
+        ({"quant_method": "gptq", "bits": 4}, "method 'gptq' is not supported; supported are awq"),
+        ({"bits": 4}, "method None"),
+        (AWQ | {"bits": 8}, "bits = 8"),
+        (AWQ | {"version": "gemv"}, "version = 'gemv'"),
+        (AWQ | {"zero_point": False}, "zero_point = False"),
+        (_int4(num_bits=8), "num_bits = 8"),
+        (_int4(type="float"), "type = 'float'"),
+        (_int4(strategy="tensor"), "strategy = 'tensor'"),
+        (_int4(actorder="group"), "actorder = 'group'"),
+        (_compressed("nvfp4-pack-quantized", num_bits=4), "format 'nvfp4-pack-quantized'"),
+        (_compressed("float-quantized", num_bits=8, type="float", strategy="block"), "strategy = 'block'"),
+        (_int4() | {"sparsity_config": {"format": "sparse-24-bitmask"}}, "stored sparse"),
+        (_int4() | {"transform_config": {"config_groups": {"u": {}}}}, "transforms its activations"),
+    ],
+)
+def test_what_cannot_be_read_is_refused_by_name(quantization: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        read_format(quantization)
