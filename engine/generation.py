@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from engine.blocks import BlockPool
 from engine.kv_memory import kv_blocks, layer_shapes
+from engine.lengths import AnswerLengths
 from engine.model import steady_positions
 from engine.paged import BLOCK, NULL_BLOCK, PagedKV
 from engine.request import Completion, Request
@@ -69,7 +70,10 @@ class Generator:
             context_length=self._context,
         )
         self._scheduler = Scheduler(
-            BlockPool(blocks, BLOCK, NULL_BLOCK + 1), max_rows=rows, max_batch_tokens=engine.max_batch_tokens
+            BlockPool(blocks, BLOCK, NULL_BLOCK + 1),
+            max_rows=rows,
+            max_batch_tokens=engine.max_batch_tokens,
+            lengths=None if self._deterministic else AnswerLengths(),
         )
         sampler = Sampler(sampling, rows=rows, vocabulary=self._vocabulary, device=device)
         kv = PagedKV(layers, blocks, device)
@@ -88,7 +92,8 @@ class Generator:
         return self._scheduler.has_work or bool(self._refused)
 
     def add(self, requests: Iterable[Request]) -> None:
-        """Queue requests; they are started in this order. A request that cannot be answered completes as an error."""
+        """Queue requests behind earlier ones, long ones first. One that cannot be answered completes as an error."""
+        queued: list[Sequence] = []
         for request in requests:
             prompt = np.asarray(request.prompt, dtype=np.int64)
             room = self._context - len(prompt)
@@ -103,7 +108,10 @@ class Generator:
                 twin.ids.append(request.id)
                 self._counts["folded"] += 1
                 continue
-            self._queue(request, Sequence([request.id], prompt, most, key, request.occurrence))
+            sequence = Sequence([request.id], prompt, most, key, request.occurrence)
+            if self._accepts(request, sequence):
+                queued.append(sequence)
+        self._scheduler.add(queued)
 
     def step(self) -> list[Completion]:
         """Launch one forward pass and return the completions of those read."""
@@ -114,17 +122,18 @@ class Generator:
             self._counts["computed_tokens"] += step.tokens
             self._counts["most_rows"] = max(self._counts["most_rows"], self._scheduler.running)
         done, self._refused = self._refused, []
+        # Without a step, reading tokens lets sequences go that sit out for want of memory.
+        assert step is not None or done or self._launched, "nothing can run and nothing was launched"
         while len(self._launched) > (self._ahead if step is not None else 0):
             done += self._read(self._launched.popleft())
-        assert step is not None or done or self._launched, "nothing can run and nothing was finished"
         if not self.has_work:
             self._idle()
         return done
 
     def statistics(self) -> dict[str, float]:
-        """Counts since the engine was made: steps, tokens, folded requests, prompt tokens found in shared blocks."""
-        shared = self._scheduler.shared_tokens
-        return {name: float(count) for name, count in self._counts.items()} | {"shared_tokens": float(shared)}
+        """Counts since the engine was made: steps, tokens, folded requests, prompt tokens shared, swaps to the host."""
+        counts = self._counts | {"shared_tokens": self._scheduler.shared_tokens, "swaps": self._scheduler.swaps}
+        return {name: float(count) for name, count in counts.items()}
 
     def _invalid(self, prompt: np.ndarray, room: int) -> tuple[str, str] | None:
         if not len(prompt):
@@ -135,15 +144,15 @@ class Generator:
             return "bad_prompt_ids", f"the prompt has a token id outside of the model's {self._vocabulary}"
         return None
 
-    def _queue(self, request: Request, sequence: Sequence) -> None:
+    def _accepts(self, request: Request, sequence: Sequence) -> bool:
         if not self._scheduler.fits(sequence):
             total = len(sequence.prompt) + sequence.max_tokens
             message = f"{total} tokens of prompt and answer are more than the KV cache holds"
             self._refuse(request, "out_of_memory", message)
-            return
+            return False
         if self._sampling.temperature == 0:
             self._folds[sequence.key, sequence.max_tokens] = sequence
-        self._scheduler.add(sequence)
+        return True
 
     def _refuse(self, request: Request, code: str, message: str) -> None:
         self._counts["errors"] += 1

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from engine.scheduler import Chunk
+from engine.step import Chunk
 
 BLOCK = 16
 """KV positions of a block."""
@@ -111,6 +111,26 @@ class PagedKV:
         index = torch.tensor(blocks, dtype=torch.int64, device=self.device)
         for store in self.stores:
             _bits(store).view(-1, BLOCK * store.shape[1]).index_fill_(0, index, 0)
+
+    def save(self, blocks: Seq[int]) -> list[Tensor]:
+        """A copy of these blocks on the host, each tensor [len(blocks), bytes]; the device is not waited for."""
+        index = torch.tensor(blocks, dtype=torch.int64).to(self.device)
+        saved = []
+        for store in self.stores:
+            lines = store.view(torch.uint8).view(self.scratch + 1, -1).index_select(0, index)
+            if lines.is_cuda:
+                host = torch.empty(lines.shape, dtype=lines.dtype, pin_memory=True)
+                lines = host.copy_(lines, non_blocking=True)
+            saved.append(lines)
+        return saved
+
+    def restore(self, blocks: Seq[int], saved: Seq[Tensor]) -> None:
+        """Write what `save` gave to these blocks; it may be sliced."""
+        index = torch.tensor(blocks, dtype=torch.int64).to(self.device)
+        for store, lines in zip(self.stores, saved, strict=True):
+            store.view(torch.uint8).view(self.scratch + 1, -1).index_copy_(
+                0, index, lines.to(self.device, non_blocking=True)
+            )
 
 
 def _zeros(lines: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -17,9 +17,9 @@ from engine.attention import attending
 from engine.kv_memory import autocast
 from engine.paged import BLOCK, NULL_BLOCK, PagedAttention, PagedKV
 from engine.sampling import Sampler
-from engine.scheduler import Step
 from engine.sequence import Sequence
 from engine.settings import EngineSettings
+from engine.step import Step
 
 
 class Launched:
@@ -57,12 +57,14 @@ class Runner:
         self._sampler = sampler
         self._tables = torch.full((rows, blocks), NULL_BLOCK, dtype=torch.int64, device=kv.device)
         self._last = torch.zeros(rows, dtype=torch.int64, device=kv.device)
+        # KV on the host, by row.
+        self._saved: dict[int, list[Tensor]] = {}
         if "logits_to_keep" not in inspect.signature(model.forward).parameters:
             raise ValueError(f"{type(model).__name__} cannot leave out logits (no logits_to_keep); it cannot generate")
 
     def launch(self, step: Step) -> Launched:
         """Start to compute the step."""
-        self._admit(step.admitted)
+        self._move(step)
         decode = len(step.decode)
         rows = np.array([s.row for s in step.decode] + [c.sequence.row for c in step.chunks], np.int64)
         counts = np.array([1] * decode + [c.stop - c.start for c in step.chunks], np.int64)
@@ -96,14 +98,20 @@ class Runner:
             self._last[rows] = tokens.clamp(min=0)
         return tokens
 
-    def _admit(self, admitted: list[Sequence]) -> None:
-        if not admitted:
+    def _move(self, step: Step) -> None:
+        """Copy KV between host and device, and bring rows and block tables up to date."""
+        for swap in step.swapped_out:
+            self._saved[swap.sequence.row] = self._kv.save(swap.blocks)
+        for swap in step.swapped_in:
+            self._kv.restore(swap.blocks, [part[swap.first :] for part in self._saved.pop(swap.sequence.row)])
+        changed = [*step.admitted, *(s.sequence for s in step.swapped_in), *(sequence for sequence, _ in step.grown)]
+        if not changed:
             return
-        tables = np.full((len(admitted), self._tables.shape[1]), NULL_BLOCK, np.int64)
-        for line, sequence in zip(tables, admitted, strict=True):
+        tables = np.full((len(changed), self._tables.shape[1]), NULL_BLOCK, np.int64)
+        for line, sequence in zip(tables, changed, strict=True):
             line[: len(sequence.blocks)] = sequence.blocks
-        self._tables[self._upload(np.array([s.row for s in admitted], np.int64))] = self._upload(tables)
-        self._sampler.admit(admitted)
+        self._tables[self._upload(np.array([s.row for s in changed], np.int64))] = self._upload(tables)
+        self._sampler.admit(step.admitted)
 
     def _upload(self, array: np.ndarray) -> Tensor:
         """The array on the device, without waiting for the work that is queued there."""

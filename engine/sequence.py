@@ -29,7 +29,12 @@ class Sequence:
     # Set by the scheduler on admission.
     row: int = -1
     """Its line in the tensors that live across steps."""
+    admission: int = 0
+    """How many were admitted before it, and itself."""
     blocks: list[int] = field(default_factory=list)
+    """Those of its positions so far at least; none while its KV is on the host."""
+    shared: int = 0
+    """How many of the first of them were there already."""
     hashes: list[bytes] | None = None
     """Content of each block that the prompt fills wholly, chained from the first; made once."""
 

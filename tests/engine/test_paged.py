@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from engine.paged import BLOCK, LayerShape, PagedAttention, PagedKV
-from engine.scheduler import Chunk
+from engine.step import Chunk
 from engine.sequence import Sequence
 
 CPU = torch.device("cpu")

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections import Counter, deque
+from collections import deque
 
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.blocks import BlockPool
-from engine.scheduler import Scheduler, Step
+from engine.lengths import AnswerLengths
+from engine.scheduler import Scheduler
 from engine.sequence import Sequence
+from engine.step import Step
 
 SIZE = 4
 
@@ -22,30 +24,76 @@ def sequence(prompt: list[int], max_tokens: int, identity: int = 0) -> Sequence:
 
 
 class Device:
-    """Stands in for model and KV cache: checks that a step reads only what was written, and by whom."""
+    """Stands in for runner and KV cache: checks that a step reads only what was written, and by whom."""
 
     def __init__(self) -> None:
         self.content: dict[tuple[int, int], tuple[int, ...]] = {}
-        self.written: Counter[int] = Counter()
+        self.host: dict[Sequence, list[list[tuple[int, ...] | None]]] = {}
+        self.tables: dict[int, list[int]] = {}
+        self.owners: dict[int, Sequence] = {}
+        self.decoded: list[Sequence] = []
 
     def run(self, step: Step, budget: int) -> None:
         assert 0 < step.tokens <= budget
+        self.move(step)
+        assert step.same == (step.decode == self.decoded)
+        self.decoded = list(step.decode)
+        assert [s.written for s in step.decode] == sorted((s.written for s in step.decode), reverse=True)
         work = [(s, s.written - 1, s.written) for s in step.decode]
         work += [(c.sequence, c.start, c.stop) for c in step.chunks]
-        lines = [(s.blocks[p // SIZE], p % SIZE) for s, start, stop in work for p in range(start, stop)]
+        lines = [self.line(s, p) for s, start, stop in work for p in range(start, stop)]
         assert len(lines) == len(set(lines)), "two tokens write one line"
         for s, start, stop in work:
             for p in range(start, stop):
-                self.content[s.blocks[p // SIZE], p % SIZE] = self.history(s, p)
+                self.content[self.line(s, p)] = self.history(s, p)
         for s, _, stop in work:
             for p in range(stop):
-                assert self.content[s.blocks[p // SIZE], p % SIZE] == self.history(s, p), "KV of another beginning"
+                assert self.content[self.line(s, p)] == self.history(s, p), "KV of another beginning"
+
+    def move(self, step: Step) -> None:
+        """Swaps and block tables, as a runner brings them up to date."""
+        for swap in step.swapped_out:
+            s = swap.sequence
+            assert len(s.tokens) == s.launched, "sent away before its tokens were read"
+            assert swap.blocks == self.tables[s.row][: -(-s.written // SIZE)]
+            self.host[s] = [[self.content.get((block, i)) for i in range(SIZE)] for block in swap.blocks]
+        for swap in step.swapped_in:
+            s = swap.sequence
+            assert self.owners[s.row] is s
+            self.tables[s.row] = list(s.blocks)
+            assert s.blocks[swap.first : swap.first + len(swap.blocks)] == swap.blocks
+            for block, saved in zip(swap.blocks, self.host.pop(s)[swap.first :], strict=True):
+                self.content.update({(block, i): value for i, value in enumerate(saved) if value is not None})
+        for s in step.admitted:
+            self.owners[s.row] = s
+            self.tables[s.row] = list(s.blocks)
+        for s, first in step.grown:
+            assert len(self.tables[s.row]) == first < len(s.blocks)
+            self.tables[s.row] += s.blocks[first:]
+
+    def line(self, s: Sequence, position: int) -> tuple[int, int]:
+        """Where a position is stored, by the block table of the sequence's row."""
+        assert self.owners[s.row] is s, "the row is somebody else's"
+        assert self.tables[s.row] == s.blocks
+        return s.blocks[position // SIZE], position % SIZE
 
     def history(self, s: Sequence, position: int) -> tuple[int, ...]:
         """What the KV at a position depends on; answers are told apart by their sequence."""
         if position < len(s.prompt):
             return tuple(s.prompt[: position + 1].tolist())
         return (-1, id(s), position)
+
+
+def check_holds(sequences: list[Sequence], pool: BlockPool) -> None:
+    """Every hold is counted once; a block of two sequences holds the same beginning of their prompts."""
+    holders: dict[int, tuple[int, bytes]] = {}
+    for s in sequences:
+        assert len(set(s.blocks)) == len(s.blocks)
+        for index, block in enumerate(s.blocks):
+            full = (index + 1) * SIZE <= len(s.prompt)
+            mine = (index, s.prompt[: (index + 1) * SIZE].tobytes() if full else str(id(s)).encode())
+            assert holders.setdefault(block, mine) == mine, "a block of two owners"
+    assert pool.held == len(holders) <= pool.count
 
 
 requests = st.lists(
@@ -61,25 +109,50 @@ requests = st.lists(
 )
 
 
-@settings(max_examples=120, deadline=None)
+def hopeful() -> AnswerLengths:
+    """Lengths that promise answers of two tokens, so that too much is admitted."""
+    lengths = AnswerLengths()
+    for _ in range(1000):
+        lengths.observe(2, ended=True)
+    return lengths
+
+
+@settings(max_examples=250, deadline=None)
 @given(
     requests=requests,
+    first=st.integers(0, 14),
     blocks=st.integers(11, 30),
     rows=st.integers(1, 6),
     budget=st.integers(1, 40),
     ahead=st.integers(0, 2),
+    forecast=st.booleans(),
+    gate=st.tuples(st.integers(1, 40), st.integers(0, 5)),
 )
-def test_every_sequence_finishes_once_within_the_budget(
-    requests: list[tuple[list[int], int, int]], blocks: int, rows: int, budget: int, ahead: int
+def test_every_sequence_finishes_once_within_budget_and_pool(
+    requests: list[tuple[list[int], int, int]],
+    first: int,
+    blocks: int,
+    rows: int,
+    budget: int,
+    ahead: int,
+    forecast: bool,
+    gate: tuple[int, int],
 ) -> None:
     """Each request names its prompt, its limit, and after how many tokens it stops by itself."""
     pool = BlockPool(blocks, SIZE)
-    scheduler = Scheduler(pool, max_rows=rows, max_batch_tokens=budget)
+    scheduler = Scheduler(
+        pool,
+        max_rows=rows,
+        max_batch_tokens=budget,
+        lengths=hopeful() if forecast else None,
+        least_prefill=gate[0],
+        most_wait=gate[1],
+    )
     device = Device()
     waiting = [sequence(prompt, limit, i) for i, (prompt, limit, _) in enumerate(requests)]
-    for s in waiting:
-        assert scheduler.fits(s)
-        scheduler.add(s)
+    assert all(scheduler.fits(s) for s in waiting)
+    scheduler.add(waiting[:first])
+    scheduler.add(waiting[first:])
     launched: deque[Step] = deque()
     started: list[int] = []
     finished: list[int] = []
@@ -91,8 +164,10 @@ def test_every_sequence_finishes_once_within_the_budget(
             started += [s.ids[0] for s in step.admitted]
             device.run(step, budget)
             launched.append(step)
+        else:
+            assert launched, "nothing can run and nothing was launched"
         assert scheduler.running <= rows
-        assert pool.held <= blocks
+        check_holds([waiting[i] for i in set(started) - set(finished)], pool)
         while len(launched) > (ahead if step is not None else 0):
             for s in launched.popleft().sampled:
                 if s.finished:
@@ -103,9 +178,104 @@ def test_every_sequence_finishes_once_within_the_budget(
                     scheduler.finish(s)
                     finished.append(s.ids[0])
     assert sorted(finished) == list(range(len(requests)))
-    assert started == list(range(len(requests))), "requests start in the order in which they came"
+    assert [i < first for i in started] == sorted((i < first for i in started), reverse=True)
+    assert forecast or scheduler.swaps == 0
     assert pool.held == 0
     assert pool.available == blocks
+
+
+def simulate(scheduler: Scheduler, ends: list[tuple[Sequence, int]], ahead: int = 1) -> list[Step]:
+    """Run these sequences, each ending after so many tokens."""
+    scheduler.add([s for s, _ in ends])
+    lengths = dict(ends)
+    launched: deque[Step] = deque()
+    steps = []
+    while scheduler.has_work:
+        step = scheduler.plan()
+        if step is not None:
+            steps.append(step)
+            launched.append(step)
+        while len(launched) > (ahead if step is not None else 0):
+            for s in launched.popleft().sampled:
+                if not s.finished:
+                    s.tokens.append(0)
+                    if len(s.tokens) >= lengths[s]:
+                        scheduler.finish(s)
+    return steps
+
+
+def test_a_full_pool_sends_sequences_away_and_brings_them_back() -> None:
+    for ahead in (0, 1, 2):
+        pool = BlockPool(20, SIZE)
+        scheduler = Scheduler(pool, max_rows=8, max_batch_tokens=64, lengths=hopeful())
+        sequences = [sequence([i] * 5, 40, i) for i in range(8)]
+        steps = simulate(scheduler, [(s, 40) for s in sequences], ahead)
+        gone = [swap.sequence.ids[0] for step in steps for swap in step.swapped_out]
+        back = [swap.sequence.ids[0] for step in steps for swap in step.swapped_in]
+        assert scheduler.swaps == len(gone) == len(back) > 0
+        assert 0 not in gone, "the oldest always stays"
+        assert pool.held == 0
+
+
+def test_short_answers_under_a_long_limit_fill_the_pool() -> None:
+    """Reserving the longest answers has room for 20 at once; the real ones leave room for three times that."""
+    ends = np.random.default_rng(0).integers(20, 60, 1500)
+    steps = {}
+    for lengths in (None, AnswerLengths()):
+        pool = BlockPool(1000, SIZE)
+        scheduler = Scheduler(pool, max_rows=200, max_batch_tokens=512, lengths=lengths)
+        work = [(sequence([i % 7] * 8, 193, i), int(end)) for i, end in enumerate(ends)]
+        steps[lengths is None] = len(simulate(scheduler, work))
+        assert scheduler.swaps <= 15, "one row in a hundred"
+    assert steps[False] < steps[True] / 3
+
+
+def test_answers_that_run_to_their_limit_are_never_sent_away() -> None:
+    """As with reservation, and in fewer steps: what ends soon makes room for what grows late."""
+    numbers = np.random.default_rng(1)
+    limits = numbers.integers(10, 150, 800)
+    prompts = numbers.integers(1, 80, 800)
+    steps = {}
+    for lengths in (None, AnswerLengths()):
+        scheduler = Scheduler(BlockPool(2000, SIZE), max_rows=256, max_batch_tokens=1024, lengths=lengths)
+        work = [
+            (sequence([i] * int(p), int(n), i), int(n)) for i, (p, n) in enumerate(zip(prompts, limits, strict=True))
+        ]
+        steps[lengths is None] = len(simulate(scheduler, work))
+        assert scheduler.swaps == 0
+    assert steps[False] < steps[True]
+
+
+def test_prompts_wait_for_one_another_beside_a_decoding_batch() -> None:
+    scheduler = Scheduler(BlockPool(999, SIZE), max_rows=8, max_batch_tokens=64, least_prefill=20, most_wait=3)
+    scheduler.add([sequence([i] * 5, 99) for i in range(4)])
+    assert scheduler.plan() is not None
+    scheduler.add([sequence([9] * 5, 99)])
+    shapes = [(len(step.decode), len(step.chunks)) for step in (scheduler.plan() for _ in range(5)) if step]
+    assert shapes == [(4, 0), (4, 0), (4, 0), (4, 1), (5, 0)], "after three steps at the latest"
+    scheduler.add([sequence([7] * 20, 99)])
+    step = scheduler.plan()
+    assert step is not None
+    assert len(step.chunks) == 1, "enough tokens start at once"
+
+
+def test_a_small_batch_does_not_let_prompts_wait() -> None:
+    scheduler = Scheduler(BlockPool(999, SIZE), max_rows=8, max_batch_tokens=64, least_prefill=20, most_wait=3)
+    for i in range(3):
+        scheduler.add([sequence([i] * 5, 99)])
+        step = scheduler.plan()
+        assert step is not None
+        assert len(step.chunks) == (i < 2)
+
+
+def test_long_sequences_start_first_and_equal_ones_in_order() -> None:
+    scheduler = Scheduler(BlockPool(999, SIZE), max_rows=9, max_batch_tokens=999)
+    sizes = [10, 100, 101, 10, 102, 200, 11]
+    scheduler.add([sequence([1] * size, 1, i) for i, size in enumerate(sizes)])
+    scheduler.add([sequence([1] * 300, 1, 7)])
+    step = scheduler.plan()
+    assert step is not None
+    assert [s.ids[0] for s in step.admitted] == [5, 1, 2, 4, 6, 0, 3, 7]
 
 
 def test_planning_needs_no_torch() -> None:
@@ -115,8 +285,7 @@ def test_planning_needs_no_torch() -> None:
 
 def test_a_common_beginning_is_computed_once_even_in_one_step() -> None:
     scheduler = Scheduler(BlockPool(100, SIZE), max_rows=10, max_batch_tokens=100)
-    for tail in range(5):
-        scheduler.add(sequence([7] * 40 + [tail] * 3, 2))
+    scheduler.add([sequence([7] * 40 + [tail] * 3, 2) for tail in range(5)])
     step = scheduler.plan()
     assert step is not None
     assert [(chunk.start, chunk.stop) for chunk in step.chunks] == [(0, 43)] + [(40, 43)] * 4
@@ -125,8 +294,8 @@ def test_a_common_beginning_is_computed_once_even_in_one_step() -> None:
 
 def test_an_equal_prompt_still_computes_its_last_position() -> None:
     scheduler = Scheduler(BlockPool(100, SIZE), max_rows=10, max_batch_tokens=100)
-    scheduler.add(sequence([7] * 8, 2))
-    scheduler.add(sequence([7] * 8, 2))
+    scheduler.add([sequence([7] * 8, 2)])
+    scheduler.add([sequence([7] * 8, 2)])
     step = scheduler.plan()
     assert step is not None
     assert [(chunk.start, chunk.stop) for chunk in step.chunks] == [(0, 8), (4, 8)]
@@ -134,8 +303,8 @@ def test_an_equal_prompt_still_computes_its_last_position() -> None:
 
 def test_decoding_goes_before_prompts_and_a_long_prompt_is_cut() -> None:
     scheduler = Scheduler(BlockPool(100, SIZE), max_rows=10, max_batch_tokens=10)
-    scheduler.add(sequence([1] * 6, 3))
-    scheduler.add(sequence([2] * 20, 1))
+    scheduler.add([sequence([1] * 6, 3)])
+    scheduler.add([sequence([2] * 20, 1)])
     steps = [scheduler.plan() for _ in range(4)]
     shape = [
         (len(step.decode), [(chunk.start, chunk.stop) for chunk in step.chunks], len(step.sampled))
@@ -158,8 +327,7 @@ def test_reset_makes_the_next_plan_independent_of_the_past() -> None:
 
     def rows() -> list[tuple[int, list[int], int]]:
         sequences = [sequence([5] * 9 + [i], 1) for i in range(3)]
-        for s in sequences:
-            scheduler.add(s)
+        scheduler.add(sequences)
         while scheduler.has_work:
             step = scheduler.plan()
             assert step is not None
