@@ -1,4 +1,4 @@
-"""How much KV cache a model gets: what its layers store, and how many blocks of that the device can hold.
+"""What a model's layers store in the KV cache, and how much of that it gets on CPU.
 
 The shapes come from a forward pass over one token with a backend that only looks, so they hold for any architecture,
 precision and tensor-parallel split. On CPU the budget is fixed: workers share the host's memory, and batches that
@@ -19,8 +19,6 @@ from engine.settings import EngineSettings
 
 _CPU_BYTES = 1 << 30
 _CPU_MOST_BYTES = 4 << 30
-# Float32 copies of the logits that sampling may hold at once.
-_LOGIT_COPIES = 4
 
 
 def autocast(model: PreTrainedModel, settings: EngineSettings) -> AbstractContextManager[object]:
@@ -58,30 +56,8 @@ def layer_shapes(model: PreTrainedModel, settings: EngineSettings) -> dict[int, 
     return shapes.layers
 
 
-def kv_blocks(
-    model: PreTrainedModel, layers: dict[int, LayerShape], settings: EngineSettings, *, rows: int, context_length: int
-) -> int:
-    """Blocks that fit beside the weights and one step's activations; at least 1. ValueError where nothing fits."""
+def kv_blocks(layers: dict[int, LayerShape], context_length: int) -> int:
+    """Blocks of the KV cache on CPU: at least the longest sequence, within bounds."""
     block = BLOCK * sum(shape.bytes for shape in layers.values())
-    if model.device.type == "cpu":
-        longest = -(-context_length // BLOCK) * block
-        return max(1, max(_CPU_BYTES, min(longest, _CPU_MOST_BYTES)) // block)
-    free, total = torch.cuda.mem_get_info(model.device)
-    weights = sum(tensor.nbytes for tensor in [*model.parameters(), *model.buffers()])
-    # The same for every run of these settings where batches must be repeatable, else what others left.
-    used = weights if settings.deterministic else max(weights, total - free)
-    budget = int(total * settings.memory_fraction) - used - _activations(model, settings, rows)
-    if budget < block:
-        raise ValueError(
-            f"no memory is left for the KV cache: {total >> 20} MiB, {used >> 20} MiB in use; "
-            "raise engine.memory_fraction or lower engine.max_batch_tokens"
-        )
-    return budget // block
-
-
-def _activations(model: PreTrainedModel, settings: EngineSettings, rows: int) -> int:
-    """Bytes that a full step needs at its peak: hidden states, the widest projection, and the logits."""
-    config = model.config.get_text_config()
-    width = 8 * config.hidden_size + 4 * (getattr(config, "intermediate_size", None) or 4 * config.hidden_size)
-    logits = rows * config.vocab_size * 4 * _LOGIT_COPIES
-    return int(settings.max_batch_tokens * width * model.dtype.itemsize + logits)
+    longest = -(-context_length // BLOCK) * block
+    return max(1, max(_CPU_BYTES, min(longest, _CPU_MOST_BYTES)) // block)

@@ -60,22 +60,33 @@ class PagedKV:
     """The KV cache of all layers: `blocks` blocks, the null block before them and a scratch block behind them."""
 
     def __init__(self, layers: dict[int, LayerShape], blocks: int, device: torch.device) -> None:
-        lines = (blocks + 2) * BLOCK
-        self.scratch = blocks + 1
-        """The block that rows which only fill up a batch write to."""
         self.device = device
         self.layers = layers
-        self.keys = {i: _zeros(lines, shape.heads * shape.key_size, shape.dtype, device) for i, shape in layers.items()}
-        self.values = {
-            i: _zeros(lines, shape.heads * shape.value_size, shape.dtype, device) for i, shape in layers.items()
-        }
-        scaled = {i: shape.heads for i, shape in layers.items() if shape.scaled}
-        self.key_scales = {i: _zeros(lines, heads, _SCALE, device) for i, heads in scaled.items()}
-        self.value_scales = {i: _zeros(lines, heads, _SCALE, device) for i, heads in scaled.items()}
+        self.scratch = 0
+        """The block that rows which only fill up a batch write to."""
+        self.keys: dict[int, Tensor] = {}
+        self.values: dict[int, Tensor] = {}
+        self.key_scales: dict[int, Tensor] = {}
+        self.value_scales: dict[int, Tensor] = {}
+        self.allocate(blocks)
+
+    def allocate(self, blocks: int) -> None:
+        """Make place for `blocks` blocks; what was stored is lost."""
+        for part in (self.keys, self.values, self.key_scales, self.value_scales):
+            part.clear()
+        self.scratch = blocks + 1
+        lines, device = (blocks + 2) * BLOCK, self.device
+        for i, shape in self.layers.items():
+            self.keys[i] = _zeros(lines, shape.heads * shape.key_size, shape.dtype, device)
+            self.values[i] = _zeros(lines, shape.heads * shape.value_size, shape.dtype, device)
+            if shape.scaled:
+                # Line b * K + h holds the scales of block b and head h: those that a kernel reads at a time.
+                self.key_scales[i] = _zeros((blocks + 2) * shape.heads, BLOCK, _SCALE, device)
+                self.value_scales[i] = _zeros((blocks + 2) * shape.heads, BLOCK, _SCALE, device)
 
     @property
     def stores(self) -> list[Tensor]:
-        """Every tensor of the cache, each [lines, ...]."""
+        """Every tensor of the cache; viewed as [blocks, -1], a line of each is a block."""
         parts = (self.keys, self.values, self.key_scales, self.value_scales)
         return [store for part in parts for store in part.values()]
 
@@ -88,7 +99,7 @@ class PagedKV:
             rows = new.transpose(0, 1)
             if scales is not None:
                 scale = rows.abs().amax(-1).float().clamp_(min=1e-12) / torch.finfo(store.dtype).max
-                scales.index_copy_(0, lines, scale)
+                scales.view(-1, scale.shape[1], BLOCK)[lines // BLOCK, :, lines % BLOCK] = scale
                 rows = rows / scale[..., None]
             _bits(store).index_copy_(0, lines, _bits(rows.flatten(1).to(store.dtype)))
 
@@ -102,7 +113,8 @@ class PagedKV:
         ):
             rows = _gather(store, blocks).view(-1, shape.heads, size).to(dtype)
             if scales is not None:
-                rows = rows * _gather(scales, blocks).view(-1, shape.heads, 1).to(dtype)
+                scale = scales.view(-1, shape.heads, BLOCK)[blocks].transpose(1, 2).reshape(-1, shape.heads, 1)
+                rows = rows * scale.to(dtype)
             found.append(rows)
         return found[0], found[1]
 
@@ -110,7 +122,7 @@ class PagedKV:
         """Zero these blocks in every layer."""
         index = torch.tensor(blocks, dtype=torch.int64, device=self.device)
         for store in self.stores:
-            _bits(store).view(-1, BLOCK * store.shape[1]).index_fill_(0, index, 0)
+            _bits(store).view(self.scratch + 1, -1).index_fill_(0, index, 0)
 
     def save(self, blocks: Seq[int]) -> list[Tensor]:
         """A copy of these blocks on the host, each tensor [len(blocks), bytes]; the device is not waited for."""

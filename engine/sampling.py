@@ -80,6 +80,11 @@ class Sampler:
         if settings.repetition_penalty != 1:
             self._seen = torch.zeros(rows, vocabulary, dtype=torch.bool, device=device)
 
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is taken as the logits stand."""
+        return self._settings.temperature == 0 and self._seen is None
+
     def admit(self, sequences: Seq[Sequence]) -> None:
         """Prepare the rows of new sequences."""
         if not sequences:

@@ -47,6 +47,8 @@ def _walk(  # noqa: PLR0913
             blocks = tl.load(table + keys // BLOCK)
         lines = (blocks.to(tl.int64) * BLOCK + keys % BLOCK) * KEYS + head
         places = lines[:, None] * D + dims[None, :]
+        if FP8:
+            scales = (blocks.to(tl.int64) * KEYS + head) * BLOCK + keys % BLOCK
         if MASKED:
             here = inside[:, None] & (dims < D)[None, :]
             k = tl.load(k_ptr + places, mask=here, other=0.0)
@@ -57,9 +59,9 @@ def _walk(  # noqa: PLR0913
         if FP8:
             weights = tl.dot(q, tl.trans(k.to(q.dtype)))
             if MASKED:
-                weights *= tl.load(ks_ptr + lines, mask=inside, other=0.0)[None, :]
+                weights *= tl.load(ks_ptr + scales, mask=inside, other=0.0)[None, :]
             else:
-                weights *= tl.load(ks_ptr + lines)[None, :]
+                weights *= tl.load(ks_ptr + scales)[None, :]
         elif EXACT:
             weights = tl.dot(q, tl.trans(k), input_precision="ieee")
         else:
@@ -83,9 +85,9 @@ def _walk(  # noqa: PLR0913
             v = tl.load(v_ptr + places, mask=(dims < D)[None, :], other=0.0)
         if FP8:
             if MASKED:
-                weights *= tl.load(vs_ptr + lines, mask=inside, other=0.0)[None, :]
+                weights *= tl.load(vs_ptr + scales, mask=inside, other=0.0)[None, :]
             else:
-                weights *= tl.load(vs_ptr + lines)[None, :]
+                weights *= tl.load(vs_ptr + scales)[None, :]
             acc = tl.dot(weights.to(q.dtype), v.to(q.dtype), acc)
         elif EXACT:
             acc = tl.dot(weights, v, acc, input_precision="ieee")
@@ -291,7 +293,7 @@ def prefill(
         q, paged.keys, paged.values, *scales, tables, tiles, out, tables.stride(0), window or 0, scale * _LOG2E,
         HEADS=heads, KEYS=paged.heads, D=size, DP=padded, GP=group, QUERIES=queries(heads, paged.heads, q.dtype),
         TILE=_tile(q, padded, 64), FP8=paged.key_scales is not None, WINDOWED=window is not None, EXACT=exact,
-        num_warps=4 if exact else 8, num_stages=2 if exact else 3,
+        num_warps=4, num_stages=2,
     )  # fmt: skip
 
 

@@ -2,8 +2,8 @@
 
 Norms add the residual first, as every pre-norm decoder does; the rotary kernel also normalises queries and keys where
 the architecture does, and writes keys and values straight into the paged cache. The results are rounded where
-transformers' modules round them. With `quantized` outputs, each token's activations are given in 8 bits with one scale,
-for a product with row-wise scales.
+transformers' modules round them. Outputs that are `quantized` have
+each token's activations in 8 bits with one scale, for engine.fp8's products.
 
 Legend of shapes: T tokens, N hidden size, I intermediate size, H query heads, K key heads, D head size.
 """
@@ -16,8 +16,8 @@ import triton.language as tl
 from torch import Tensor
 
 from engine.cuda.attention import BLOCK, Paged
+from engine.fp8 import FP8, Rounded
 
-FP8_MAX = 448.0
 _TINY = tl.constexpr(1e-12)
 
 
@@ -93,7 +93,8 @@ def _rotate(  # noqa: PLR0913
     token = tl.program_id(0).to(tl.int64)
     position = tl.load(positions + token)
     table = tables + tl.load(rows + token) * table_stride
-    line = tl.load(table + position // BLOCK).to(tl.int64) * BLOCK + position % BLOCK
+    block = tl.load(table + position // BLOCK).to(tl.int64)
+    line = block * BLOCK + position % BLOCK
     lane = tl.arange(0, HALF)
     head = tl.arange(0, HP)
     half: tl.constexpr = D // 2
@@ -136,12 +137,12 @@ def _rotate(  # noqa: PLR0913
     if FP8:
         highest = tl.maximum(tl.max(tl.abs(first), 1), tl.max(tl.abs(second), 1))
         scale = tl.maximum(highest, _TINY) / 448.0
-        tl.store(ks_ptr + line * KEYS + own, scale, mask=(head >= HEADS) & (head < HEADS + KEYS))
+        tl.store(ks_ptr + (block * KEYS + own) * BLOCK + position % BLOCK, scale, mask=(head >= HEADS) & (head < HEADS + KEYS))
         tl.store(k_place, (first / scale[:, None]).to(tl.float8e4nv), mask=is_own)
         tl.store(k_place + half, (second / scale[:, None]).to(tl.float8e4nv), mask=is_own)
         x, y = v_low.to(tl.float32), v_high.to(tl.float32)
         scale = tl.maximum(tl.maximum(tl.max(tl.abs(x), 1), tl.max(tl.abs(y), 1)), _TINY) / 448.0
-        tl.store(vs_ptr + line * KEYS + key, scale, mask=key < KEYS)
+        tl.store(vs_ptr + (block * KEYS + key) * BLOCK + position % BLOCK, scale, mask=key < KEYS)
         tl.store(v_place, (x / scale[:, None]).to(tl.float8e4nv), mask=held)
         tl.store(v_place + half, (y / scale[:, None]).to(tl.float8e4nv), mask=held)
     else:
@@ -169,24 +170,20 @@ def _likeliest(logits_ptr, out_ptr, size, WIDTH: tl.constexpr):
     tl.store(out_ptr + row, tl.where(tl.sum(wrong) > 0, -1, token).to(tl.int64))
 
 
-class Quantized:
-    """Activations in 8 bits: values float8 [T, N], scales float32 [T, 1]."""
-
-    __slots__ = ("scales", "values")
-
-    def __init__(self, tokens: int, size: int, device: torch.device) -> None:
-        self.values = torch.empty(tokens, size, dtype=torch.float8_e4m3fn, device=device)
-        self.scales = torch.empty(tokens, 1, dtype=torch.float32, device=device)
+Activations = Tensor | Rounded
 
 
-Activations = Tensor | Quantized
+def _rounded(tokens: int, size: int, device: torch.device) -> Rounded:
+    return Rounded(
+        torch.empty(tokens, size, dtype=FP8, device=device), torch.empty(tokens, 1, dtype=torch.float32, device=device)
+    )
 
 
 def add_norm(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, *, quantized: bool) -> Activations:
     """RMS norm of x [T, N], after `residual` [T, N] is added to it where given; `residual` becomes that sum."""
     tokens, size = x.shape
-    out = Quantized(tokens, size, x.device) if quantized else torch.empty_like(x)
-    values, scales = (out.values, out.scales) if isinstance(out, Quantized) else (out, out)
+    out = _rounded(tokens, size, x.device) if quantized else torch.empty_like(x)
+    values, scales = (out.values, out.scales) if isinstance(out, Rounded) else (out, out)
     width = triton.next_power_of_2(size)
     _norm[(tokens,)](
         x, x if residual is None else residual, weight, values, scales, size, eps,
@@ -198,8 +195,8 @@ def add_norm(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, *, 
 def silu_multiply(x: Tensor, *, quantized: bool) -> Activations:
     """silu(gate) * up [T, I] of x [T, 2 I], gate first."""
     tokens, size = x.shape[0], x.shape[1] // 2
-    out = Quantized(tokens, size, x.device) if quantized else torch.empty(tokens, size, dtype=x.dtype, device=x.device)
-    values, scales = (out.values, out.scales) if isinstance(out, Quantized) else (out, out)
+    out = _rounded(tokens, size, x.device) if quantized else torch.empty(tokens, size, dtype=x.dtype, device=x.device)
+    values, scales = (out.values, out.scales) if isinstance(out, Rounded) else (out, out)
     width = min(triton.next_power_of_2(size), 4096 if quantized else 2048)
     parts = -(-size // width)
     _silu_multiply[(tokens, 1 if quantized else parts)](
@@ -208,10 +205,10 @@ def silu_multiply(x: Tensor, *, quantized: bool) -> Activations:
     return out
 
 
-def quantize(x: Tensor) -> Quantized:
+def quantize(x: Tensor) -> Rounded:
     """x [T, N] in 8 bits, a scale for each token."""
     tokens, size = x.shape
-    out = Quantized(tokens, size, x.device)
+    out = _rounded(tokens, size, x.device)
     width = triton.next_power_of_2(size)
     _quantize[(tokens,)](x, out.values, out.scales, size, WIDTH=width, num_warps=_warps(width))
     return out

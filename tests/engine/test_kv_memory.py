@@ -21,18 +21,14 @@ def test_shapes_follow_the_architecture(models: dict[str, PreTrainedModel]) -> N
     assert eight.bytes - 2 * 4 * eight.heads == shapes["llama"][2].bytes // 4  # a scale of float32 each
 
 
-def test_the_cpu_budget_does_not_depend_on_what_is_free(models: dict[str, PreTrainedModel]) -> None:
-    model = models["qwen2"]
-    layers = layer_shapes(model, SETTINGS)
-    blocks = kv_blocks(model, layers, SETTINGS, rows=4, context_length=256)
-    ballast = torch.ones(16 << 20)
-    assert kv_blocks(model, layers, SETTINGS, rows=4, context_length=256) == blocks
-    assert len(ballast) > 0
+def test_the_cpu_budget_is_bounded(models: dict[str, PreTrainedModel]) -> None:
+    layers = layer_shapes(models["qwen2"], SETTINGS)
+    blocks = kv_blocks(layers, 256)
+    assert blocks * BLOCK >= 256
     assert blocks * BLOCK * sum(shape.bytes for shape in layers.values()) <= 1 << 30
 
 
-def test_a_long_context_gets_room_for_one_sequence(models: dict[str, PreTrainedModel]) -> None:
+def test_a_long_context_gets_room_for_one_sequence() -> None:
     layers = {i: LayerShape(64, 128, 128, torch.float32) for i in range(16)}
     context = 3 << 10
-    blocks = kv_blocks(models["qwen2"], layers, SETTINGS, rows=4, context_length=context)
-    assert blocks * BLOCK >= context
+    assert kv_blocks(layers, context) * BLOCK >= context

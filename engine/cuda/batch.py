@@ -1,0 +1,59 @@
+"""What one forward pass over the paged cache is about: whose tokens, at which positions, and how they attend."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from engine.cuda import attention
+from engine.cuda.attention import Paged
+from engine.paged import PagedKV
+
+
+@dataclass(frozen=True)
+class Batch:
+    """T packed tokens: one of each of B decoding rows, then chunks of prompts."""
+
+    rows: Tensor
+    """int64 [T]: the row of each token."""
+    positions: Tensor
+    """int64 [T]: its place in its sequence."""
+    tables: Tensor
+    """int32 [rows, blocks]: the blocks of each row."""
+    decoding: int
+    """B."""
+    split: int
+    """Keys that one program of a decode step takes, and how many programs share a sequence."""
+    parts: int
+    tiles: Tensor | None = None
+    """int32 [N, 4], as attention.tiling gives; None without chunks."""
+
+
+def paged(kv: PagedKV, layer: int) -> Paged:
+    """One layer of the cache as the kernels take it; keys and values have heads of one size."""
+    shape = kv.layers[layer]
+    assert shape.key_size == shape.value_size
+    return Paged(
+        kv.keys[layer],
+        kv.values[layer],
+        kv.key_scales.get(layer),
+        kv.value_scales.get(layer),
+        shape.heads,
+        shape.key_size,
+    )
+
+
+def attend(q: Tensor, layer: Paged, batch: Batch, *, scale: float, window: int | None) -> Tensor:
+    """Attention [T, H, D] of q [T, H, D] over the cache, which holds the keys of these tokens already."""
+    out = torch.empty_like(q)
+    count = batch.decoding
+    if count:
+        attention.decode(
+            q[:count], layer, batch.tables, batch.rows, batch.positions, out[:count],
+            scale=scale, window=window, split=batch.split, parts=batch.parts,
+        )  # fmt: skip
+    if batch.tiles is not None:
+        attention.prefill(q, layer, batch.tables, batch.tiles, out, scale=scale, window=window)
+    return out

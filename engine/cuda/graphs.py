@@ -1,0 +1,44 @@
+"""Decode steps as CUDA graphs: a whole step is launched as one, whatever its layers.
+
+A graph is captured when its size is first needed, so that a run pays for those it uses. Sizes are a sixteenth apart;
+rows that only fill up a batch work on a row and a block of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+
+def size_for(rows: int) -> int:
+    """The batch size, at least `rows`, of the graph that decodes so many rows."""
+    step = max(1, 1 << max(0, (rows - 1).bit_length() - 4))
+    step = max(step, min(8, 1 << (rows - 1).bit_length() >> 1))
+    return -(-rows // step) * step
+
+
+class Graphs:
+    """Captured steps by key. `work` is run with a key's parts and must leave its results in fixed tensors."""
+
+    def __init__(self, work: Callable[..., None]) -> None:
+        self._work = work
+        self._graphs: dict[tuple[int, ...], Any] = {}
+        self._pool: Any = None
+
+    def __contains__(self, key: tuple[int, ...]) -> bool:
+        return key in self._graphs
+
+    def capture(self, key: tuple[int, ...]) -> None:
+        """Capture the work for `key`, which is done once for real first: idle rows must be set up."""
+        # Kernels are compiled and libraries set up before capture, which forbids both.
+        self._work(*key)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            self._work(*key)
+        self._pool = graph.pool()  # type: ignore[no-untyped-call]
+        self._graphs[key] = graph
+
+    def replay(self, key: tuple[int, ...]) -> None:
+        self._graphs[key].replay()

@@ -1,0 +1,181 @@
+"""Runs planned steps on a GPU with everything that lives across steps resident there.
+
+A line for each running sequence holds its block table, next position, last token and number of samples; one more line
+is idle and fills batches up. A step that only decodes is one CUDA graph, head and sampling included: the host tells it
+which lines take part, and only when that changed. A step with chunks of prompts is launched kernel by kernel; it is so
+long that the host stays ahead. Steps are launched without reading those before them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from engine.cuda.attention import queries, splits, tiling
+from engine.cuda.batch import Batch
+from engine.cuda.elementwise import likeliest
+from engine.cuda.graphs import Graphs, size_for
+from engine.cuda.launched import LaunchedOnDevice
+from engine.cuda.recipe import decoder
+from engine.paged import BLOCK, NULL_BLOCK, PagedKV
+from engine.sampling import Sampler
+from engine.sequence import Sequence
+from engine.settings import EngineSettings
+from engine.step import Step
+
+
+class CudaRunner:
+    """The model, its KV cache and the rows of the running sequences, on one GPU."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        settings: EngineSettings,
+        kv: PagedKV,
+        sampler: Sampler,
+        *,
+        rows: int,
+        blocks: int,
+        graphs: bool = True,
+    ) -> None:
+        """rows: sequences that run at once, one line more than that is made; blocks: most blocks of one of them."""
+        device = kv.device
+        self._device = device
+        self._kv = kv
+        self._sampler = sampler
+        self._idle = rows
+        self._decoder = decoder(model, settings, kv, blocks * BLOCK)
+        self._processors = torch.cuda.get_device_properties(device).multi_processor_count
+        shape = next(iter(kv.layers.values()))
+        self._key_heads = shape.heads
+        heads = model.config.get_text_config().num_attention_heads
+        self._queries = queries(heads, shape.heads, model.dtype)
+        self._tables = torch.full((rows + 1, blocks), NULL_BLOCK, dtype=torch.int32, device=device)
+        self._tables[rows] = kv.scratch
+        self._last = torch.zeros(rows + 1, dtype=torch.int64, device=device)
+        self._positions = torch.zeros(rows + 1, dtype=torch.int64, device=device)
+        self._samples = torch.zeros(rows + 1, dtype=torch.int64, device=device)
+        self._batch = torch.full((size_for(rows),), rows, dtype=torch.int64, device=device)
+        self._tokens = torch.zeros(size_for(rows), dtype=torch.int64, device=device)
+        self._batched: np.ndarray = np.empty(0, np.int64)
+        self._graphs = Graphs(self._decode) if graphs else None
+        self._launched: LaunchedOnDevice | None = None
+        # KV on the host, by row.
+        self._saved: dict[int, list[Tensor]] = {}
+
+    def launch(self, step: Step) -> LaunchedOnDevice:
+        """Start to compute the step."""
+        with torch.inference_mode():
+            launched = LaunchedOnDevice(step, self._launched)
+            self._move(step)
+            launched.give(self._mixed(step) if step.chunks else self._graphed(step))
+        self._launched = launched
+        return launched
+
+    def allocate(self, blocks: int) -> None:
+        """Make the KV cache one of `blocks` blocks; what was in it is lost."""
+        self._kv.allocate(blocks)
+        self._tables[self._idle] = self._kv.scratch
+
+    def clear(self, blocks: Seq[int]) -> None:
+        """Zero the KV of blocks that held NaN."""
+        self._kv.clear(list(blocks))
+
+    def profile(self, tokens: int) -> None:
+        """Compute a step of `tokens` tokens as large as one gets, on the idle line, for its peak of memory."""
+        reach = self._tables.shape[1] * BLOCK
+        counts = np.array([min(reach, tokens - start) for start in range(0, tokens, reach)], np.int64)
+        rows = np.full(len(counts), self._idle, np.int64)
+        keep = np.resize(np.arange(tokens), self._idle)
+        with torch.inference_mode():
+            batch = self._pack(0, rows, np.zeros(len(counts), np.int64), counts, 1)
+            logits = self._decoder.logits(torch.zeros_like(batch.rows), batch, self._upload(keep))
+            self._sample(logits, torch.full_like(self._upload(keep), self._idle), self._upload(keep))
+
+    def _graphed(self, step: Step) -> Tensor:
+        rows = np.fromiter((s.row for s in step.decode), np.int64, len(step.decode))
+        size = size_for(len(rows))
+        key = (size, *splits(step.decode[0].written, size, self._key_heads, self._processors))
+        if self._graphs is not None and key not in self._graphs:
+            self._batch.fill_(self._idle)
+            self._batched = np.empty(0, np.int64)
+            self._graphs.capture(key)
+        if not np.array_equal(rows, self._batched[: len(rows)]) or len(rows) != len(self._batched):
+            filled = np.full(len(self._batch), self._idle, np.int64)
+            filled[: len(rows)] = rows
+            self._batch.copy_(self._upload(filled))
+            self._batched = rows
+        if self._graphs is None:
+            self._decode(*key)
+        else:
+            self._graphs.replay(key)
+        return self._tokens[: len(rows)]
+
+    def _decode(self, size: int, split: int, parts: int) -> None:
+        """A token for each of the first `size` rows of the batch."""
+        rows = self._batch[:size]
+        batch = Batch(rows, self._positions[rows], self._tables, size, split, parts)
+        logits = self._decoder.logits(self._last[rows], batch, None)
+        tokens = self._sample(logits, rows, self._samples[rows])
+        self._tokens[:size] = tokens
+        self._last[rows] = tokens.clamp(min=0)
+        self._positions[rows] += 1
+        self._samples[rows] += 1
+        self._positions[self._idle :] = 0
+
+    def _mixed(self, step: Step) -> Tensor:
+        decode = len(step.decode)
+        rows = np.array([s.row for s in step.decode] + [c.sequence.row for c in step.chunks], np.int64)
+        starts = np.array([s.written - 1 for s in step.decode] + [c.start for c in step.chunks], np.int64)
+        counts = np.array([1] * decode + [c.stop - c.start for c in step.chunks], np.int64)
+        batch = self._pack(decode, rows, starts, counts, step.decode[0].written if decode else 1)
+        prompts = [c.sequence.prompt[c.start : c.stop] for c in step.chunks]
+        ids = torch.cat([self._last[batch.rows[:decode]], self._upload(np.concatenate(prompts).astype(np.int64))])
+        ends = np.cumsum(counts) - 1
+        sampled = np.array([True] * decode + [c.samples for c in step.chunks])
+        logits = self._decoder.logits(ids, batch, self._upload(ends[sampled]))
+        drawn = self._upload(rows[sampled])
+        launched = np.array([s.launched for s in step.sampled], np.int64)
+        tokens = self._sample(logits, drawn, self._upload(launched - 1))
+        self._last[drawn] = tokens.clamp(min=0)
+        self._samples[drawn] = self._upload(launched)
+        self._positions[self._upload(rows)] = self._upload(starts + counts)
+        return tokens
+
+    def _sample(self, logits: Tensor, rows: Tensor, index: Tensor) -> Tensor:
+        return likeliest(logits) if self._sampler.greedy else self._sampler.sample(logits.float(), rows, index)
+
+    def _pack(self, decode: int, rows: np.ndarray, starts: np.ndarray, counts: np.ndarray, longest: int) -> Batch:
+        """The batch of `decode` single tokens and then chunks. rows, starts, counts: int64, one for each of them."""
+        first = np.cumsum(counts) - counts
+        positions = np.arange(int(counts.sum())) - np.repeat(first - starts, counts)
+        tiles = None
+        if len(rows) > decode:
+            tiles = self._upload(tiling(rows[decode:], starts[decode:], counts[decode:], decode, self._queries))
+        split, parts = splits(longest, max(1, decode), self._key_heads, self._processors)
+        owners = self._upload(np.repeat(rows, counts))
+        return Batch(owners, self._upload(positions), self._tables, decode, split, parts, tiles)
+
+    def _move(self, step: Step) -> None:
+        """Copy KV between host and device, and bring block tables up to date."""
+        for swap in step.swapped_out:
+            self._saved[swap.sequence.row] = self._kv.save(swap.blocks)
+        for swap in step.swapped_in:
+            self._kv.restore(swap.blocks, [part[swap.first :] for part in self._saved.pop(swap.sequence.row)])
+        changed = [*step.admitted, *(s.sequence for s in step.swapped_in), *(sequence for sequence, _ in step.grown)]
+        if not changed:
+            return
+        width = max(len(sequence.blocks) for sequence in changed)
+        tables = np.full((len(changed), width), NULL_BLOCK, np.int32)
+        for line, sequence in zip(tables, changed, strict=True):
+            line[: len(sequence.blocks)] = sequence.blocks
+        self._tables[self._upload(np.array([s.row for s in changed], np.int64)), :width] = self._upload(tables)
+        self._sampler.admit(step.admitted)
+
+    def _upload(self, array: np.ndarray) -> Tensor:
+        """The array on the device, without waiting for the work that is queued there."""
+        return torch.from_numpy(array).pin_memory().to(self._device, non_blocking=True)

@@ -1,0 +1,85 @@
+"""What runs planned steps on a model's device, sized to it: the reference runner, or the fast one on a GPU."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Protocol
+
+from transformers import PreTrainedModel
+
+from engine.kv_memory import kv_blocks, layer_shapes
+from engine.paged import BLOCK, PagedKV
+from engine.runner import Runner
+from engine.sampling import Sampler
+from engine.settings import EngineSettings, SamplingSettings
+from engine.step import Step
+
+# Sequences of a batch. On CPU more of them gain nothing once the matrix products are large.
+_ROWS_ON_CPU = 256
+_ROWS_ON_GPU = 2048
+# Float32 logits of a step, in bytes.
+_LOGIT_BYTES_ON_CPU = 256 << 20
+_LOGIT_BYTES_ON_GPU = 2 << 30
+# On a GPU, prompt tokens that are worth a step without a graph, and the decode steps that others wait for them.
+_LEAST_PREFILL = 2048
+_MOST_WAIT = 64
+
+
+class Launched(Protocol):
+    """A step under way."""
+
+    step: Step
+
+    def tokens(self) -> list[int]:
+        """The tokens of step.sampled; waits for this step, not for those launched after it."""
+
+    def seconds(self) -> tuple[float, float]:
+        """How long the device worked on it, and had waited before it. After tokens()."""
+
+
+class Executes(Protocol):
+    """Computes steps in the order in which they are launched."""
+
+    def launch(self, step: Step) -> Launched:
+        """Start to compute the step."""
+
+    def clear(self, blocks: list[int]) -> None:
+        """Zero the KV of blocks that held NaN."""
+
+
+@dataclass(frozen=True)
+class Execution:
+    """A runner, and the sizes to plan steps by."""
+
+    runner: Executes
+    blocks: int
+    rows: int
+    ahead: int
+    """Steps that are launched before the first of them is read."""
+    least_prefill: int
+    most_wait: int
+
+
+def execution(
+    model: PreTrainedModel, sampling: SamplingSettings, settings: EngineSettings, context: int, *, graphs: bool = True
+) -> Execution:
+    """The runner for the model's device. context: most positions of a sequence. ValueError for an unsuitable model."""
+    if "logits_to_keep" not in inspect.signature(model.forward).parameters:
+        raise ValueError(f"{type(model).__name__} cannot leave out logits (no logits_to_keep); it cannot generate")
+    cpu = model.device.type == "cpu"
+    vocabulary = model.config.get_text_config().vocab_size
+    rows = min(_ROWS_ON_CPU if cpu else _ROWS_ON_GPU, settings.max_batch_tokens)
+    rows = max(1, min(rows, (_LOGIT_BYTES_ON_CPU if cpu else _LOGIT_BYTES_ON_GPU) // (4 * vocabulary)))
+    layers = layer_shapes(model, settings)
+    widest = -(-context // BLOCK)
+    if not cpu:
+        from engine.cuda.memory import sized_runner  # Triton is there where a GPU is
+
+        runner, blocks = sized_runner(model, sampling, settings, layers, rows=rows, widest=widest, graphs=graphs)
+        least = min(_LEAST_PREFILL, settings.max_batch_tokens // 4)
+        return Execution(runner, blocks, rows, 1, least, _MOST_WAIT)
+    blocks = kv_blocks(layers, context)
+    sampler = Sampler(sampling, rows=rows, vocabulary=vocabulary, device=model.device)
+    reference = Runner(model, settings, PagedKV(layers, blocks, model.device), sampler, rows=rows, blocks=widest)
+    return Execution(reference, blocks, rows, 0, 1, 0)

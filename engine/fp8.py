@@ -1,0 +1,84 @@
+"""Linear layers in FP8: weights and activations as e4m3 with one scale a row, products in bfloat16 out.
+
+Weights get a scale for each output, activations one for each token, computed from their largest magnitude while the
+model runs; nothing is calibrated. On a GPU of compute capability 8.9 or newer the product is torch._scaled_mm. Elsewhere
+the rounded values are multiplied as ordinary numbers: slow, and the same function. The head stays as it is, since the
+choice of a token hangs on small differences.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+FP8 = torch.float8_e4m3fn
+MAX = torch.finfo(FP8).max
+_TINY = 1e-12
+# torch._scaled_mm wants dimensions that these divide.
+_MULTIPLE = 16
+
+
+class Rounded(NamedTuple):
+    """Rows in 8 bits: values float8 [R, N], scales float32 [R, 1]."""
+
+    values: Tensor
+    scales: Tensor
+
+
+def round_rows(x: Tensor) -> Rounded:
+    """x [R, N] in 8 bits, each row by its own scale."""
+    scales = x.abs().amax(-1, keepdim=True).float().clamp_(min=_TINY) / MAX
+    return Rounded((x.float() / scales).to(FP8), scales)
+
+
+class Fp8Linear(nn.Module):
+    """A linear layer whose weight is kept in 8 bits. `weight` [out, in] float8, `scale` float32 [out, 1]."""
+
+    def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.weight = nn.Buffer(weight)
+        self.scale = nn.Buffer(scale)
+        self.bias = None if bias is None else nn.Buffer(bias)
+
+    @classmethod
+    def of(cls, linear: nn.Linear) -> Fp8Linear:
+        """The layer rounded from a linear layer in higher precision."""
+        rounded = round_rows(linear.weight.detach())
+        return cls(rounded.values, rounded.scales, None if linear.bias is None else linear.bias.detach())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., in] -> [..., out] in the dtype of x."""
+        return self.multiply(round_rows(x.reshape(-1, x.shape[-1])), x.dtype).view(*x.shape[:-1], -1)
+
+    def multiply(self, x: Rounded, dtype: torch.dtype) -> Tensor:
+        """The product for activations rounded already: [R, out] in `dtype`."""
+        if not x.values.is_cuda:
+            product = (x.values.float() * x.scales) @ (self.weight.float() * self.scale).t()
+            return (product if self.bias is None else product + self.bias.float()).to(dtype)
+        bias = None if self.bias is None else self.bias.to(torch.bfloat16)
+        return torch._scaled_mm(
+            x.values, self.weight.t(), scale_a=x.scales, scale_b=self.scale.t(), bias=bias,
+            out_dtype=torch.bfloat16, use_fast_accum=True,
+        ).to(dtype)  # fmt: skip
+
+
+def to_fp8(model: nn.Module) -> None:
+    """Replace the model's linear layers by FP8 ones, in place, one at a time; the head is left alone.
+
+    Raises ValueError on a GPU that cannot multiply 8-bit floats.
+    """
+    device = next(model.parameters()).device
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 9):
+        raise ValueError(
+            "model.quantization = 'fp8' needs a GPU of compute capability 8.9 or newer (Ada, Hopper); "
+            f"this one has {'.'.join(map(str, torch.cuda.get_device_capability(device)))}"
+        )
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is not nn.Linear or child is head:
+                continue
+            if child.in_features % _MULTIPLE == 0 and child.out_features % _MULTIPLE == 0:
+                setattr(parent, name, Fp8Linear.of(child))

@@ -1,0 +1,63 @@
+"""The fused forward pass is the same function as transformers' modules, or is not used."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import GraniteConfig, LlamaConfig, MistralConfig, Phi3Config, Qwen2Config, Qwen3Config
+
+from engine.cuda.recipe import choose
+from engine.random_model import build_random_model
+from engine.settings import EngineSettings
+
+COMMON = {
+    "vocab_size": 99,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": None,
+}
+FUSED = {
+    "qwen2": lambda: Qwen2Config(**COMMON, tie_word_embeddings=True),
+    "qwen3": lambda: Qwen3Config(**COMMON, head_dim=24),
+    "llama": lambda: LlamaConfig(**(COMMON | {"num_key_value_heads": 4, "rms_norm_eps": 1e-5})),
+    "llama3": lambda: LlamaConfig(
+        **COMMON,
+        attention_bias=True,
+        rope_parameters={
+            "rope_type": "llama3",
+            "rope_theta": 10000.0,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 16,
+        },
+    ),
+    "mistral": lambda: MistralConfig(**COMMON, sliding_window=7),
+}
+OTHERS = {
+    # The same parts as Llama, with multipliers between them that only the numbers show.
+    "granite": lambda: GraniteConfig(**COMMON, residual_multiplier=0.5, embedding_multiplier=3.0),
+    "phi3": lambda: Phi3Config(**COMMON),
+}
+
+
+def build(config: Any, device: torch.device) -> Any:
+    return build_random_model(config, dtype=torch.float32, device=device)
+
+
+@pytest.mark.parametrize("name", list(FUSED))
+def test_known_structures_are_fused(name: str, device: torch.device) -> None:
+    assert choose(build(FUSED[name](), device), EngineSettings())
+
+
+@pytest.mark.parametrize("name", list(OTHERS))
+def test_others_keep_their_modules(name: str, device: torch.device) -> None:
+    assert not choose(build(OTHERS[name](), device), EngineSettings())
