@@ -16,23 +16,22 @@ from transformers.initialization import no_init_weights
 
 from engine import attention
 from engine.model import check_config, check_model
-from engine.workloads import SHAPES
+from engine.workloads import find_shape
 
 _SPREAD = 0.02
 _NORM_SPREAD = 0.1
 
 
-def read_config(name: str) -> Any:
+def read_config(model: str) -> Any:
     """The transformers config of a named shape, a folder with a config.json, or such a file.
 
     Nothing is downloaded. Raises ValueError where there is no config or the engine cannot run the architecture.
     """
-    if name in SHAPES:
-        config = AutoConfig.for_model(**SHAPES[name])
-    elif Path(name).is_file() or (Path(name) / "config.json").is_file():
-        config = AutoConfig.from_pretrained(name, local_files_only=True)
+    shape = find_shape(model)
+    if isinstance(shape, Path):
+        config = AutoConfig.from_pretrained(str(shape), local_files_only=True)
     else:
-        raise ValueError(f"model {name!r} is none of {', '.join(SHAPES)}, nor a config.json or a folder with one")
+        config = AutoConfig.for_model(**shape)
     check_config(config)
     return config
 

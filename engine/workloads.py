@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from random import Random
 from typing import Any, Literal, get_args
 
@@ -54,6 +55,20 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
 }
 """config.json entries of the named model shapes."""
+
+
+def find_shape(model: str) -> dict[str, Any] | Path:
+    """The entries of a named shape, else the config.json that `model` names or is the folder of.
+
+    Raises ValueError if there is none.
+    """
+    if model in SHAPES:
+        return SHAPES[model]
+    path = Path(model)
+    file = path / "config.json" if path.is_dir() else path
+    if not file.is_file():
+        raise ValueError(f"model {model!r} is none of {', '.join(SHAPES)}, nor a config.json or a folder with one")
+    return file
 
 
 @dataclass(frozen=True, slots=True)

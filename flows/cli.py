@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
@@ -122,6 +123,29 @@ def doctor(config: Config = None, sets: Sets = None, model: Model = None) -> Non
         settings = _settings(config, sets, None, None, model, None)
         healthy = print_checks(checks(settings, lambda: dry_run(settings)), Console())
     raise typer.Exit(0 if healthy else 1)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
+def bench(context: typer.Context) -> None:
+    """Measure the engine on fixed workloads; `overnight bench --help` lists the options of `python -m engine.bench`."""
+    from engine.bench_settings import parse
+
+    settings = parse(context.args, "overnight bench")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with _exit_status(), ExitStack() as stack:
+        _configure_prefect(stack, Path(stack.enter_context(TemporaryDirectory(prefix="overnight-bench-"))))
+        from httpx import HTTPError
+        from prefect.exceptions import PrefectException
+
+        from engine.bench_process import BenchFailed
+        from flows.bench import bench as flow
+
+        try:
+            flow(settings)
+        except ValueError as error:
+            _fail(str(error), 2)
+        except (BenchFailed, PrefectException, HTTPError) as error:
+            _fail(str(error), 1)
 
 
 @app.command()
