@@ -25,8 +25,8 @@ from engine.step import Step, Swap
 
 # Blocks that a growing sequence gets at a time, so that block tables change rarely.
 _GROUP = 4
-# Blocks are handed out one by one when less than this part of the pool is left.
-_SCARCE = 16
+# Blocks are handed out one by one when less than one in so many is left.
+_SCARCE = 64
 
 _admission = attrgetter("admission")
 
