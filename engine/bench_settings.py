@@ -67,7 +67,11 @@ class BenchSettings(Section):
 def parse(arguments: Sequence[str], program: str) -> BenchSettings:
     """The settings on a command line. A wrong one ends the process with one line and status 2; --help with 0."""
     parser = argparse.ArgumentParser(
-        program, description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        program,
+        usage="%(prog)s [WORKLOAD ...] [options]",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     for name, field in BenchSettings.model_fields.items():
         text = field.description or ""
