@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from engine.paged import BLOCK, LayerShape, PagedAttention, PagedKV
-from engine.step import Chunk
 from engine.sequence import Sequence
+from engine.step import Chunk
 
 CPU = torch.device("cpu")
 
