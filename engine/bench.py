@@ -102,7 +102,7 @@ class Subject:
         width = _QUANTIZED_BYTES.get(settings.quant, float(self._model.dtype.itemsize))
         self._cost = model_cost(self._model, self._engine, width)
         if settings.quant != "bf16":
-            from engine.quantized import quantize
+            from engine.precision import quantize
 
             quantize(self._model, settings.quant)
         self._hidden = HiddenLengths() if settings.lengths == "hidden" else None

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from transformers import PreTrainedModel
 
+from engine.fp8 import require_fp8
 from engine.kv_memory import kv_blocks, layer_shapes
 from engine.paged import BLOCK, PagedKV
 from engine.runner import Runner
@@ -74,6 +75,8 @@ def execution(
     layers = layer_shapes(model, settings)
     widest = -(-context // BLOCK)
     if not cpu:
+        if settings.kv_dtype == "fp8":
+            require_fp8(model.device, "engine.kv_dtype")
         from engine.cuda.memory import sized_runner  # Triton is there where a GPU is
 
         runner, blocks = sized_runner(model, sampling, settings, layers, rows=rows, widest=widest, graphs=graphs)

@@ -1,7 +1,7 @@
 """Linear layers in FP8: weights and activations as e4m3 with one scale a row, products in bfloat16 out.
 
 Weights get a scale for each output, activations one for each token, computed from their largest magnitude while the
-model runs; nothing is calibrated. On a GPU of compute capability 8.9 or newer the product is torch._scaled_mm. Elsewhere
+model runs; nothing is calibrated. On a GPU of compute capability 8.9 or newer the product is torch._scaled_mm. On CPU
 the rounded values are multiplied as ordinary numbers: slow, and the same function. The head stays as it is, since the
 choice of a token hangs on small differences.
 """
@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 FP8 = torch.float8_e4m3fn
 MAX = torch.finfo(FP8).max
@@ -64,18 +65,27 @@ class Fp8Linear(nn.Module):
         ).to(dtype)  # fmt: skip
 
 
-def to_fp8(model: nn.Module) -> None:
+def supports_fp8(device: torch.device) -> bool:
+    """Whether the device multiplies 8-bit floats, or is slow at it either way, as a CPU is."""
+    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 9)
+
+
+def require_fp8(device: torch.device, setting: str) -> None:
+    """Raises ValueError, naming the setting, on a GPU without 8-bit floats."""
+    if not supports_fp8(device):
+        capability = ".".join(map(str, torch.cuda.get_device_capability(device)))
+        raise ValueError(
+            f"{setting} = 'fp8' needs a GPU of compute capability 8.9 or newer (Ada, Hopper); this one has {capability}"
+        )
+
+
+def to_fp8(model: PreTrainedModel) -> None:
     """Replace the model's linear layers by FP8 ones, in place, one at a time; the head is left alone.
 
     Raises ValueError on a GPU that cannot multiply 8-bit floats.
     """
-    device = next(model.parameters()).device
-    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 9):
-        raise ValueError(
-            "model.quantization = 'fp8' needs a GPU of compute capability 8.9 or newer (Ada, Hopper); "
-            f"this one has {'.'.join(map(str, torch.cuda.get_device_capability(device)))}"
-        )
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    require_fp8(model.device, "model.quantization")
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is not nn.Linear or child is head:

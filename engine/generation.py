@@ -17,24 +17,16 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from engine.blocks import BlockPool
-from engine.kv_memory import kv_blocks, layer_shapes
+from engine.execution import Launched, execution
 from engine.lengths import AnswerLengths
 from engine.model import steady_positions
-from engine.paged import BLOCK, NULL_BLOCK, PagedKV
+from engine.paged import BLOCK, NULL_BLOCK
 from engine.request import Completion, Request
-from engine.runner import Launched, Runner
-from engine.sampling import NOT_A_NUMBER, Sampler
+from engine.sampling import NOT_A_NUMBER
 from engine.scheduler import Scheduler
 from engine.sequence import Sequence
 from engine.settings import EngineSettings, SamplingSettings
 from engine.stopping import Stopping
-
-# Sequences of a batch. On CPU more of them gain nothing once the matrix products are large.
-_ROWS = {"cpu": 256}
-_ROWS_ON_GPU = 1024
-# Float32 logits of a step, in bytes.
-_LOGIT_BYTES = {"cpu": 256 << 20}
-_LOGIT_BYTES_ON_GPU = 2 << 30
 
 
 class Generator:
@@ -49,42 +41,38 @@ class Generator:
         stop_ids: Seq[int],
         token_bytes: Seq[bytes],
         context_length: int,
+        stopping: Stopping | None = None,
+        graphs: bool = True,
     ) -> None:
-        """token_bytes: the bytes of each token id, needed for stop strings only. ValueError for an unsuitable model."""
+        """token_bytes: the bytes of each token id, needed for stop strings only. ValueError for an unsuitable model.
+
+        stopping: in place of one made from stop_ids; graphs: whether decode steps on a GPU are CUDA graphs.
+        """
         if sampling.stop and not token_bytes:
             raise ValueError("sampling.stop needs the bytes of the tokenizer's tokens")
-        device = model.device
         self._sampling = sampling
         self._context = min(context_length, steady_positions(model) or context_length)
         self._vocabulary: int = model.config.get_text_config().vocab_size
-        self._deterministic = device.type == "cpu" if engine.deterministic is None else engine.deterministic
-        logit_bytes = _LOGIT_BYTES.get(device.type, _LOGIT_BYTES_ON_GPU)
-        rows = min(_ROWS.get(device.type, _ROWS_ON_GPU), engine.max_batch_tokens)
-        rows = max(1, min(rows, logit_bytes // (4 * self._vocabulary)))
-        layers = layer_shapes(model, engine)
-        blocks = kv_blocks(
-            model,
-            layers,
-            engine.model_copy(update={"deterministic": self._deterministic}),
-            rows=rows,
-            context_length=self._context,
-        )
+        self._deterministic = model.device.type == "cpu" if engine.deterministic is None else engine.deterministic
+        engine = engine.model_copy(update={"deterministic": self._deterministic})
+        made = execution(model, sampling, engine, self._context, graphs=graphs)
         self._scheduler = Scheduler(
-            BlockPool(blocks, BLOCK, NULL_BLOCK + 1),
-            max_rows=rows,
+            BlockPool(made.blocks, BLOCK, NULL_BLOCK + 1),
+            max_rows=made.rows,
             max_batch_tokens=engine.max_batch_tokens,
             lengths=None if self._deterministic else AnswerLengths(),
+            least_prefill=made.least_prefill,
+            most_wait=made.most_wait,
         )
-        sampler = Sampler(sampling, rows=rows, vocabulary=self._vocabulary, device=device)
-        kv = PagedKV(layers, blocks, device)
-        self._runner = Runner(model, engine, kv, sampler, rows=rows, blocks=-(-self._context // BLOCK))
-        self._stopping = Stopping(stop_ids, sampling.stop, token_bytes)
-        self._ahead = 1 if device.type == "cuda" else 0
+        self._runner = made.runner
+        self._stopping = stopping or Stopping(stop_ids, sampling.stop, token_bytes)
+        self._ahead = made.ahead
         self._launched: deque[Launched] = deque()
         self._refused: list[Completion] = []
         self._folds: dict[tuple[bytes, int], Sequence] = {}
         self._counts = dict.fromkeys(("steps", "prompt_tokens", "computed_tokens", "output_tokens", "folded"), 0)
-        self._counts.update(kv_blocks=blocks, most_rows=0, completed=0, errors=0)
+        self._counts.update(kv_blocks=made.blocks, most_rows=0, kv_positions_peak=0, completed=0, errors=0)
+        self._seconds = {"device_s": 0.0, "idle_s": 0.0}
 
     @property
     def has_work(self) -> bool:
@@ -121,6 +109,8 @@ class Generator:
             self._counts["steps"] += 1
             self._counts["computed_tokens"] += step.tokens
             self._counts["most_rows"] = max(self._counts["most_rows"], self._scheduler.running)
+            held = self._scheduler.pool.held * BLOCK
+            self._counts["kv_positions_peak"] = max(self._counts["kv_positions_peak"], held)
         done, self._refused = self._refused, []
         # Without a step, reading tokens lets sequences go that sit out for want of memory.
         assert step is not None or done or self._launched, "nothing can run and nothing was launched"
@@ -133,7 +123,7 @@ class Generator:
     def statistics(self) -> dict[str, float]:
         """Counts since the engine was made: steps, tokens, folded requests, prompt tokens shared, swaps to the host."""
         counts = self._counts | {"shared_tokens": self._scheduler.shared_tokens, "swaps": self._scheduler.swaps}
-        return {name: float(count) for name, count in counts.items()}
+        return {name: float(count) for name, count in counts.items()} | self._seconds
 
     def _invalid(self, prompt: np.ndarray, room: int) -> tuple[str, str] | None:
         if not len(prompt):
@@ -161,7 +151,10 @@ class Generator:
     def _read(self, launched: Launched) -> list[Completion]:
         """Take in the tokens of a step; waits for the device."""
         done: list[Completion] = []
-        for sequence, token in zip(launched.step.sampled, launched.tokens(), strict=True):
+        tokens = launched.tokens()
+        for name, seconds in zip(self._seconds, launched.seconds(), strict=True):
+            self._seconds[name] += seconds
+        for sequence, token in zip(launched.step.sampled, tokens, strict=True):
             if sequence.finished:
                 continue  # one token too many, launched before the last one was read
             if token == NOT_A_NUMBER:

@@ -6,8 +6,6 @@ step is therefore launched without reading the one before it, and the tokens it 
 
 from __future__ import annotations
 
-import inspect
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -23,24 +21,20 @@ from engine.step import Step
 
 
 class Launched:
-    """A step under way: its tokens are copied to the host as soon as they are there, beside later steps."""
+    """A step that was computed."""
 
     def __init__(self, step: Step, tokens: Tensor) -> None:
         self.step = step
-        self._copied: torch.cuda.Event | None = None
         self._tokens = tokens
-        if tokens.is_cuda:
-            self._tokens = torch.empty(tokens.shape, dtype=tokens.dtype, pin_memory=True)
-            self._tokens.copy_(tokens, non_blocking=True)
-            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._copied.record()
 
     def tokens(self) -> list[int]:
-        """The tokens of step.sampled; waits for this step, not for those launched after it."""
-        if self._copied is not None:
-            self._copied.synchronize()
+        """The tokens of step.sampled."""
         tokens: list[int] = self._tokens.tolist()
         return tokens
+
+    def seconds(self) -> tuple[float, float]:
+        """Nothing runs beside the host here."""
+        return 0.0, 0.0
 
 
 class Runner:
@@ -59,8 +53,6 @@ class Runner:
         self._last = torch.zeros(rows, dtype=torch.int64, device=kv.device)
         # KV on the host, by row.
         self._saved: dict[int, list[Tensor]] = {}
-        if "logits_to_keep" not in inspect.signature(model.forward).parameters:
-            raise ValueError(f"{type(model).__name__} cannot leave out logits (no logits_to_keep); it cannot generate")
 
     def launch(self, step: Step) -> Launched:
         """Start to compute the step."""
@@ -114,6 +106,4 @@ class Runner:
         self._sampler.admit(step.admitted)
 
     def _upload(self, array: np.ndarray) -> Tensor:
-        """The array on the device, without waiting for the work that is queued there."""
-        tensor = torch.from_numpy(array)
-        return tensor.pin_memory().to(self._device, non_blocking=True) if self._device.type == "cuda" else tensor
+        return torch.from_numpy(array).to(self._device)

@@ -1,7 +1,7 @@
 """Decoder layers run from their weights, with every step between two products fused.
 
-A recipe is a structure, not an architecture: pre-norm layers of attention with q, k, v and o projections and a gated MLP
-with SiLU, whatever the class is called (Llama, Mistral, Qwen2, Qwen3 and their kin). A model that has the parts may
+A recipe is a structure, not an architecture: pre-norm layers of attention with q, k, v and o projections and a gated
+MLP with SiLU, whatever the class is called (Llama, Mistral, Qwen2, Qwen3 and their kin). A model that has the parts may
 still do more with them than they show (multipliers, other norms), so the recipe is tried first on a copy of two layers
 with random weights against transformers' own modules, and is used only if it gives the same.
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,9 @@ _PROJECTIONS = {"q_proj", "k_proj", "v_proj", "o_proj"}
 _NORMS = {"q_norm", "k_norm"}
 _MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 _LINEAR = (nn.Linear, Fp8Linear)
+
+Call = tuple[int, float, bool, int | None]
+"""How a layer attends: query heads, scale, whether causally, and its window."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +67,9 @@ class Layer:
 class Projection:
     """A product with the weights of one linear layer, or of several over the same input."""
 
-    def __init__(self, parts: Seq[nn.Module]) -> None:
-        """parts: linear layers of one kind and input; their outputs are given side by side."""
+    def __init__(self, parts: Seq[Any], dtype: torch.dtype) -> None:
+        """parts: linear layers of one kind and input, whose outputs are given side by side in `dtype`."""
+        self._dtype = dtype
         if all(isinstance(part, Fp8Linear) for part in parts):
             self.quantized = True
         elif all(type(part) is nn.Linear for part in parts):
@@ -72,7 +77,9 @@ class Projection:
         else:
             raise ValueError("projections of one input are of different kinds")
         weights, biases = [part.weight for part in parts], [part.bias for part in parts]
-        self._weight: Tensor = weights[0].detach() if len(parts) == 1 else _fuse([weight.detach() for weight in weights])
+        self._weight: Tensor = (
+            weights[0].detach() if len(parts) == 1 else _fuse([weight.detach() for weight in weights])
+        )
         self._bias: Tensor | None = None
         some = next((bias for bias in biases if bias is not None), None)
         if some is not None:
@@ -95,7 +102,7 @@ class Projection:
     def __call__(self, x: Activations) -> Tensor:
         """x [T, in] -> [T, out]."""
         if isinstance(x, Rounded):
-            return self._product.multiply(x, torch.bfloat16)
+            return self._product.multiply(x, self._dtype)
         return linear(x, self._weight, self._bias)
 
 
@@ -109,7 +116,7 @@ class _Calls:
     """An attention backend that notes how each layer calls it."""
 
     def __init__(self) -> None:
-        self.calls: dict[int, tuple[int, float, bool, int | None]] = {}
+        self.calls: dict[int, Call] = {}
 
     def attend(
         self, layer: int, q: Tensor, _k: Tensor, v: Tensor, /, *, scale: float, causal: bool, window: int | None
@@ -123,12 +130,12 @@ class FusedDecoder:
 
     def __init__(self, model: PreTrainedModel, kv: PagedKV, positions: int) -> None:
         """positions: most positions of a sequence."""
-        base = model.model
-        self._head = Projection([model.get_output_embeddings()])
+        base: Any = model.model
+        self._head = Projection([_head(model)], model.dtype)
         self._embedding: Tensor = base.embed_tokens.weight.detach()
         self._last = Norm(base.norm.weight.detach(), _eps(base.norm))
         calls = _calls(model)
-        self._layers = [_layer(number, layer, calls[number]) for number, layer in enumerate(base.layers)]
+        self._layers = [_layer(number, layer, calls[number], model.dtype) for number, layer in enumerate(base.layers)]
         self._kv = kv
         self._rotary = _rotary(base, positions, kv.layers[0].key_size)
 
@@ -146,7 +153,9 @@ class FusedDecoder:
             x = layer.out(elementwise.quantize(a) if layer.out.quantized else a)
             x = elementwise.add_norm(x, residual, *_norm(layer.between), quantized=layer.gate_up.quantized)
             x = layer.down(elementwise.silu_multiply(layer.gate_up(x), quantized=layer.down.quantized))
-            norm, quantized = (self._last, self._head.quantized) if after is None else (after.before, after.qkv.quantized)
+            norm, quantized = (
+                (self._last, self._head.quantized) if after is None else (after.before, after.qkv.quantized)
+            )
             x = elementwise.add_norm(x, residual, *_norm(norm), quantized=quantized)
         return self._head(x)
 
@@ -165,16 +174,19 @@ class FusedDecoder:
 
 def recognise(model: PreTrainedModel) -> bool:
     """Whether the model has the parts that a FusedDecoder is made of, and no others."""
-    base = getattr(model, "model", None)
+    base: Any = getattr(model, "model", None)
     if base is None or {name for name, _ in base.named_children()} != {"embed_tokens", "layers", "norm", "rotary_emb"}:
         return False
-    if not isinstance(model.get_output_embeddings(), _LINEAR) or type(base.embed_tokens) is not nn.Embedding:
+    if not isinstance(_head(model), _LINEAR) or type(base.embed_tokens) is not nn.Embedding:
         return False
     for layer in base.layers:
         if {name for name, _ in layer.named_children()} != _LAYER:
             return False
         heads = {name for name, _ in layer.self_attn.named_children()}
-        if heads not in (_PROJECTIONS, _PROJECTIONS | _NORMS) or {name for name, _ in layer.mlp.named_children()} != _MLP:
+        if (
+            heads not in (_PROJECTIONS, _PROJECTIONS | _NORMS)
+            or {name for name, _ in layer.mlp.named_children()} != _MLP
+        ):
             return False
         if not isinstance(layer.mlp.act_fn, nn.SiLU) and type(layer.mlp.act_fn).__name__ != "SiLUActivation":
             return False
@@ -188,7 +200,7 @@ def recognise(model: PreTrainedModel) -> bool:
     return True
 
 
-def _layer(number: int, layer: nn.Module, call: tuple[int, float, bool, int | None]) -> Layer:
+def _layer(number: int, layer: Any, call: Call, dtype: torch.dtype) -> Layer:
     attn, mlp = layer.self_attn, layer.mlp
     heads, scale, causal, window = call
     assert causal
@@ -196,21 +208,21 @@ def _layer(number: int, layer: nn.Module, call: tuple[int, float, bool, int | No
     return Layer(
         number=number,
         before=Norm(layer.input_layernorm.weight.detach(), _eps(layer.input_layernorm)),
-        qkv=Projection([attn.q_proj, attn.k_proj, attn.v_proj]),
+        qkv=Projection([attn.q_proj, attn.k_proj, attn.v_proj], dtype),
         query_norm=None if query_norm is None else query_norm.weight.detach(),
         key_norm=None if query_norm is None else attn.k_norm.weight.detach(),
         head_eps=0.0 if query_norm is None else _eps(query_norm),
-        out=Projection([attn.o_proj]),
+        out=Projection([attn.o_proj], dtype),
         between=Norm(layer.post_attention_layernorm.weight.detach(), _eps(layer.post_attention_layernorm)),
-        gate_up=Projection([mlp.gate_proj, mlp.up_proj]),
-        down=Projection([mlp.down_proj]),
+        gate_up=Projection([mlp.gate_proj, mlp.up_proj], dtype),
+        down=Projection([mlp.down_proj], dtype),
         heads=heads,
         scale=scale,
         window=window,
     )
 
 
-def _calls(model: PreTrainedModel) -> dict[int, tuple[int, float, bool, int | None]]:
+def _calls(model: PreTrainedModel) -> dict[int, Call]:
     backend = _Calls()
     ids = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
     with torch.inference_mode(), attending(backend):
@@ -218,7 +230,7 @@ def _calls(model: PreTrainedModel) -> dict[int, tuple[int, float, bool, int | No
     return backend.calls
 
 
-def _rotary(base: nn.Module, positions: int, size: int) -> tuple[Tensor, Tensor]:
+def _rotary(base: Any, positions: int, size: int) -> tuple[Tensor, Tensor]:
     """Cosines and sines, float32 [positions, D / 2] each, as the model's own embedding gives them."""
     device = base.embed_tokens.weight.device
     at = torch.arange(positions, device=device)[None]
@@ -230,10 +242,14 @@ def _rotary(base: nn.Module, positions: int, size: int) -> tuple[Tensor, Tensor]
     return cos[0, :, :half].contiguous(), sin[0, :, :half].contiguous()
 
 
+def _head(model: PreTrainedModel) -> Any:
+    return model.get_output_embeddings()  # type: ignore[no-untyped-call]
+
+
 def _norm(norm: Norm) -> tuple[Tensor, float]:
     return norm.weight, norm.eps
 
 
-def _eps(norm: nn.Module) -> float:
-    eps = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
-    return eps  # type: ignore[no-any-return]
+def _eps(norm: Any) -> Any:
+    """The norm's epsilon, None if it is no such norm."""
+    return getattr(norm, "variance_epsilon", getattr(norm, "eps", None))

@@ -37,7 +37,7 @@ class Graphs:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             self._work(*key)
-        self._pool = graph.pool()  # type: ignore[no-untyped-call]
+        self._pool = graph.pool()
         self._graphs[key] = graph
 
     def replay(self, key: tuple[int, ...]) -> None:

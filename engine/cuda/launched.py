@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -18,7 +20,8 @@ class LaunchedOnDevice:
         """before: the step launched last, for the time the device waited between the two."""
         self.step = step
         self._before = None if before is None else before._ended
-        self._began, self._ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        self._began: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        self._ended: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         self._began.record()
         self._tokens: Tensor | None = None
 

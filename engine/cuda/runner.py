@@ -23,7 +23,6 @@ from engine.cuda.launched import LaunchedOnDevice
 from engine.cuda.recipe import decoder
 from engine.paged import BLOCK, NULL_BLOCK, PagedKV
 from engine.sampling import Sampler
-from engine.sequence import Sequence
 from engine.settings import EngineSettings
 from engine.step import Step
 
@@ -86,12 +85,17 @@ class CudaRunner:
         self._kv.clear(list(blocks))
 
     def profile(self, tokens: int) -> None:
-        """Compute a step of `tokens` tokens as large as one gets, on the idle line, for its peak of memory."""
+        """Compute a step of `tokens` tokens as large as one gets, on the idle line, for its peak of memory.
+
+        The kernels of later steps are compiled on the way.
+        """
         reach = self._tables.shape[1] * BLOCK
         counts = np.array([min(reach, tokens - start) for start in range(0, tokens, reach)], np.int64)
         rows = np.full(len(counts), self._idle, np.int64)
         keep = np.resize(np.arange(tokens), self._idle)
         with torch.inference_mode():
+            for parts in (1, 2):
+                self._decode(1, BLOCK, parts)
             batch = self._pack(0, rows, np.zeros(len(counts), np.int64), counts, 1)
             logits = self._decoder.logits(torch.zeros_like(batch.rows), batch, self._upload(keep))
             self._sample(logits, torch.full_like(self._upload(keep), self._idle), self._upload(keep))

@@ -217,7 +217,7 @@ def test_little_memory_delays_but_never_blocks(
     models: dict[str, PreTrainedModel], references: dict[str, PreTrainedModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Room for about two sequences: all are answered, in order; one that can never fit is an error."""
-    monkeypatch.setattr("engine.generation.kv_blocks", lambda *_args, **_keywords: 6)
+    monkeypatch.setattr("engine.execution.kv_blocks", lambda *_args, **_keywords: 6)
     texts = [*prompts(9, 20, 60), [7] * 120]
     done = answers(generator(models["mistral"]), [Request(i, text) for i, text in enumerate(texts)])
     for i, text in enumerate(texts[:-1]):
@@ -230,7 +230,7 @@ def test_nan_is_the_error_of_its_own_row(
     model_folders: dict[str, Path], references: dict[str, PreTrainedModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A token whose embedding is NaN spoils its rows, not their neighbours, not those that get their blocks next."""
-    monkeypatch.setattr("engine.generation.kv_blocks", lambda *_args, **_keywords: 12)
+    monkeypatch.setattr("engine.execution.kv_blocks", lambda *_args, **_keywords: 12)
     model = load_model(model_folders["qwen3"], dtype=torch.float32, device=torch.device("cpu"))
     model.get_input_embeddings().weight[50] = float("nan")
     texts = [[t if t != 50 else 51 for t in text] for text in prompts(12, 20, 50)]

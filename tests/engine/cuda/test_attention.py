@@ -87,7 +87,9 @@ def test_decode(
     positions = torch.tensor(made.lengths, device=device) - 1
     parts = 8 if split else 1
     out = torch.full_like(q, torch.nan)
-    decode(q, made.paged, made.tables, rows, positions, out, scale=SCALE, window=window, split=split or 512, parts=parts)
+    decode(
+        q, made.paged, made.tables, rows, positions, out, scale=SCALE, window=window, split=split or 512, parts=parts
+    )
     for number, length in enumerate(made.lengths):
         wanted = made.expected(number, q[number : number + 1], length - 1, window)[0]
         limit = tolerance(dtype, kv)
