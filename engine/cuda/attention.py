@@ -29,6 +29,8 @@ _LOG2E = math.log2(math.e)
 _SPLIT_LEAST = 128
 _SPLIT_WIDEST = 1024
 _PROGRAMS = 16
+# Lines of the result that one program merges.
+_LINES = 8
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,8 @@ def decode(
     if parts > 1:
         part = torch.empty(parts, count, heads, size, dtype=torch.float32, device=q.device)
         lse = torch.empty(parts, count, heads, dtype=torch.float32, device=q.device)
-    padded = triton.next_power_of_2(size)
     eight = paged.key_scales is not None
+    padded = _padded(size, eight)
     decode_kernel[(count, paged.heads, parts)](
         q, *_stores(paged), tables, rows, positions, part, lse, tables.stride(0), window or 0, scale * _LOG2E, split,
         HEADS=heads, KEYS=paged.heads, D=size, DP=padded, GP=max(16, triton.next_power_of_2(heads // paged.heads)),
@@ -80,7 +82,8 @@ def decode(
         EXACT=q.dtype == torch.float32 and not eight, ASM=q.is_cuda, num_warps=2 if eight else 4, num_stages=3,
     )  # fmt: skip
     if parts > 1:
-        merge_kernel[(count * heads,)](part, lse, out, count * heads, parts, D=size, DP=padded, num_warps=1)
+        grid = (triton.cdiv(count * heads, _LINES),)
+        merge_kernel[grid](part, lse, out, count * heads, parts, D=size, DP=padded, LINES=_LINES, num_warps=4)
 
 
 def queries(heads: int, key_heads: int, dtype: torch.dtype) -> int:
@@ -111,8 +114,8 @@ def prefill(
 ) -> None:
     """Attend chunks of prompts, whose keys are in the cache already, into `out` [T, H, D]. tiles: of `tiling`."""
     _, heads, size = q.shape
-    padded = triton.next_power_of_2(size)
     eight = paged.key_scales is not None
+    padded = _padded(size, eight)
     exact = q.dtype == torch.float32
     prefill_kernel[(len(tiles), paged.heads)](
         q, *_stores(paged), tables, tiles, out, tables.stride(0), window or 0, scale * _LOG2E,
@@ -127,6 +130,12 @@ def _stores(paged: Paged) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     if paged.key_scales is None or paged.value_scales is None:
         return paged.keys, paged.values, paged.keys, paged.values
     return paged.keys.view(torch.int16), paged.values.view(torch.int16), paged.key_scales, paged.value_scales
+
+
+def _padded(size: int, eight: bool) -> int:
+    """The power of two that holds a line; pairs of 8-bit numbers must still be enough for the matrix units."""
+    power: int = triton.next_power_of_2(size)
+    return max(32, power) if eight else power
 
 
 def _tile_keys(q: Tensor, padded: int) -> int:

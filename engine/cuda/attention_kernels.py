@@ -216,23 +216,29 @@ def decode_kernel(
 
 
 @triton.jit
-def merge_kernel(part_ptr, lse_ptr, out_ptr, count, parts, D: tl.constexpr, DP: tl.constexpr):
-    """Merge the parts of one sequence and head, weighted by their log-sum-exp. count: B H."""
-    number = tl.program_id(0)
+def merge_kernel(
+    part_ptr, lse_ptr, out_ptr, count, parts, D: tl.constexpr, DP: tl.constexpr, LINES: tl.constexpr
+):  # fmt: skip
+    """Merge the parts of LINES of the B H lines of the result, weighted by their log-sum-exp. count: B H."""
+    lines = tl.program_id(0) * LINES + tl.arange(0, LINES)
+    real = lines < count
     dims = tl.arange(0, DP)
-    peak = float("-inf")
+    here = real[:, None] & (dims < D)[None, :]
+    peak = tl.full([LINES], float("-inf"), tl.float32)
     for part in range(parts):
-        peak = tl.maximum(peak, tl.load(lse_ptr + part * count + number))
-    total = 0.0
-    acc = tl.zeros([DP], tl.float32)
+        peak = tl.maximum(peak, tl.load(lse_ptr + part * count + lines, mask=real, other=0.0))
+    total = tl.zeros([LINES], tl.float32)
+    acc = tl.zeros([LINES, DP], tl.float32)
     for part in range(parts):
-        lse = tl.load(lse_ptr + part * count + number)
-        if lse > float("-inf"):
-            weight = tl.exp2(lse - peak)
-            total += weight
-            place = part_ptr + (part * count + number).to(tl.int64) * D + dims
-            acc += weight * tl.load(place, mask=dims < D, other=0.0)
-    tl.store(out_ptr + number * D + dims, (acc / total).to(out_ptr.dtype.element_ty), mask=dims < D)
+        lse = tl.load(lse_ptr + part * count + lines, mask=real, other=0.0)
+        weight = tl.exp2(lse - peak)
+        total += weight
+        # A part without keys was never written.
+        there = here & (lse > float("-inf"))[:, None]
+        spots = (part * count + lines).to(tl.int64)[:, None] * D + dims[None, :]
+        acc += weight[:, None] * tl.load(part_ptr + spots, mask=there, other=0.0)
+    spots = lines[:, None] * D + dims[None, :]
+    tl.store(out_ptr + spots, (acc / total[:, None]).to(out_ptr.dtype.element_ty), mask=here)
 
 
 @triton.jit

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engine.cuda import attention
+from engine.cuda import attention, elementwise
 from engine.cuda.attention import Paged
 from engine.paged import PagedKV
 
@@ -29,6 +29,21 @@ class Batch:
     parts: int
     tiles: Tensor | None = None
     """int32 [N, 4], as attention.tiling gives; None without chunks."""
+    widened: Widened | None = None
+    """Where set, the tables that tiles are about."""
+
+
+@dataclass(frozen=True)
+class Widened:
+    """The blocks that the chunks of a batch attend to, which are converted from 8 bits once a layer.
+
+    Many queries share a key in a prompt: converting keys for each of them costs several times the attention.
+    """
+
+    blocks: Tensor
+    """int32 [N]."""
+    tables: Tensor
+    """int32 [chunks, blocks]: the blocks of each chunk by their number among these."""
 
 
 def paged(kv: PagedKV, layer: int) -> Paged:
@@ -55,5 +70,8 @@ def attend(q: Tensor, layer: Paged, batch: Batch, *, scale: float, window: int |
             scale=scale, window=window, split=batch.split, parts=batch.parts,
         )  # fmt: skip
     if batch.tiles is not None:
-        attention.prefill(q, layer, batch.tables, batch.tiles, out, scale=scale, window=window)
+        tables = batch.tables
+        if batch.widened is not None:
+            layer, tables = elementwise.widen(layer, batch.widened.blocks, q.dtype), batch.widened.tables
+        attention.prefill(q, layer, tables, batch.tiles, out, scale=scale, window=window)
     return out

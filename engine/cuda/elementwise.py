@@ -21,8 +21,10 @@ from engine.cuda.elementwise_kernels import (
     quantize_kernel,
     rotate_kernel,
     silu_multiply_kernel,
+    widen_kernel,
 )
 from engine.fp8 import FP8, Rounded
+from engine.paged import BLOCK
 
 Activations = Tensor | Rounded
 
@@ -51,10 +53,11 @@ def silu_multiply(x: Tensor, *, quantized: bool) -> Activations:
     tokens, size = x.shape[0], x.shape[1] // 2
     out = _rounded(tokens, size, x.device) if quantized else torch.empty(tokens, size, dtype=x.dtype, device=x.device)
     values, scales = (out.values, out.scales) if isinstance(out, Rounded) else (out, out)
-    # A scale is of the whole row, which one program then holds.
-    width = triton.next_power_of_2(size) if quantized else min(triton.next_power_of_2(size), 2048)
-    silu_multiply_kernel[(tokens, -(-size // width))](
-        x, values, scales, size, FP8=quantized, WIDTH=width, num_warps=_warps(width)
+    width = min(triton.next_power_of_2(size), 4096 if quantized else 2048)
+    parts = -(-size // width)
+    grid = (tokens, 1) if quantized else (tokens, parts)
+    silu_multiply_kernel[grid](
+        x, values, scales, size, FP8=quantized, WIDTH=width, PARTS=parts if quantized else 1, num_warps=_warps(width)
     )
     return out
 
@@ -89,6 +92,20 @@ def rotate(
         NORM=norms is not None, FP8=paged.key_scales is not None, num_warps=4,
     )  # fmt: skip
     return q
+
+
+def widen(paged: Paged, blocks: Tensor, dtype: torch.dtype) -> Paged:
+    """These blocks of an 8-bit cache in `dtype`, as a cache of their own. blocks: int32 [N]."""
+    assert paged.key_scales is not None
+    assert paged.value_scales is not None
+    found = []
+    for store, scales in ((paged.keys, paged.key_scales), (paged.values, paged.value_scales)):
+        out = torch.empty(len(blocks) * BLOCK, paged.heads * paged.size, dtype=dtype, device=store.device)
+        widen_kernel[(len(blocks), paged.heads)](
+            store, scales, blocks, out, KEYS=paged.heads, D=paged.size, DP=triton.next_power_of_2(paged.size)
+        )
+        found.append(out)
+    return Paged(found[0], found[1], None, None, paged.heads, paged.size)
 
 
 def likeliest(logits: Tensor) -> Tensor:

@@ -35,20 +35,30 @@ def norm_kernel(x_ptr, residual_ptr, weight_ptr, out_ptr, scale_ptr, size, eps,
 
 
 @triton.jit
-def silu_multiply_kernel(x_ptr, out_ptr, scale_ptr, size, FP8: tl.constexpr, WIDTH: tl.constexpr):
+def silu_multiply_kernel(x_ptr, out_ptr, scale_ptr, size, FP8: tl.constexpr, WIDTH: tl.constexpr, PARTS: tl.constexpr):
     token = tl.program_id(0).to(tl.int64)
-    lane = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
-    inside = lane < size
-    gate = tl.load(x_ptr + token * 2 * size + lane, mask=inside, other=0.0).to(tl.float32)
-    up = tl.load(x_ptr + token * 2 * size + size + lane, mask=inside, other=0.0)
-    y = (gate / (1.0 + tl.exp(-gate))).to(up.dtype) * up
+    first = tl.program_id(1) * WIDTH
+    gate_ptr = x_ptr + token * 2 * size
+    highest = 0.0
+    # A scale is of the whole row, so a row is read again for rounding, from the cache.
+    for turn in range(2 if FP8 else 1):
+        for part in range(PARTS):
+            lane = first + part * WIDTH + tl.arange(0, WIDTH)
+            inside = lane < size
+            gate = tl.load(gate_ptr + lane, mask=inside, other=0.0).to(tl.float32)
+            up = tl.load(gate_ptr + size + lane, mask=inside, other=0.0)
+            y = (gate / (1.0 + tl.exp(-gate))).to(up.dtype) * up
+            if FP8:
+                y = y.to(tl.float32)
+                if turn == 0:
+                    highest = tl.maximum(highest, tl.max(tl.abs(y)))
+                else:
+                    scale = tl.maximum(highest, _TINY) / 448.0
+                    tl.store(out_ptr + token * size + lane, (y / scale).to(tl.float8e4nv), mask=inside)
+            else:
+                tl.store(out_ptr + token * size + lane, y, mask=inside)
     if FP8:
-        y = y.to(tl.float32)
-        scale = tl.maximum(tl.max(tl.abs(y)), _TINY) / 448.0
-        tl.store(out_ptr + token * size + lane, (y / scale).to(tl.float8e4nv), mask=inside)
-        tl.store(scale_ptr + token, scale)
-    else:
-        tl.store(out_ptr + token * size + lane, y, mask=inside)
+        tl.store(scale_ptr + token, tl.maximum(highest, _TINY) / 448.0)
 
 
 @triton.jit
@@ -154,3 +164,16 @@ def likeliest_kernel(logits_ptr, out_ptr, size, WIDTH: tl.constexpr):
     # Of equal logits the first, as torch.argmax on CPU.
     token = tl.min(tl.where(best == highest, where, 2147483647))
     tl.store(out_ptr + row, tl.where(tl.sum(wrong) > 0, -1, token).to(tl.int64))
+
+
+@triton.jit
+def widen_kernel(store_ptr, scale_ptr, blocks, out_ptr, KEYS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr):
+    number, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    block = tl.load(blocks + number).to(tl.int64)
+    at = tl.arange(0, BLOCK)
+    dims = tl.arange(0, DP)
+    inside = (dims < D)[None, :]
+    spots = (at * KEYS + head)[:, None] * D + dims[None, :]
+    x = tl.load(store_ptr + block * BLOCK * KEYS * D + spots, mask=inside, other=0.0).to(tl.float32)
+    x *= tl.load(scale_ptr + (block * KEYS + head) * BLOCK + at)[:, None]
+    tl.store(out_ptr + number * BLOCK * KEYS * D + spots, x.to(out_ptr.dtype.element_ty), mask=inside)

@@ -1,7 +1,8 @@
 """Decode steps as CUDA graphs: a whole step is launched as one, whatever its layers.
 
-A graph is captured when its size is first needed, so that a run pays for those it uses. Sizes are a sixteenth apart;
-rows that only fill up a batch work on a row and a block of their own.
+The first step of a size is launched kernel by kernel, which sets up libraries and compiles what capture could not; a
+graph is captured when the size is needed again, so that a run pays for those it uses. Sizes are a sixteenth apart; rows
+that only fill up a batch work on a row and a block of their own.
 """
 
 from __future__ import annotations
@@ -25,20 +26,22 @@ class Graphs:
     def __init__(self, work: Callable[..., None]) -> None:
         self._work = work
         self._graphs: dict[tuple[int, ...], Any] = {}
+        self._seen: set[tuple[int, ...]] = set()
         self._pool: Any = None
 
-    def __contains__(self, key: tuple[int, ...]) -> bool:
-        return key in self._graphs
+    def run(self, key: tuple[int, ...]) -> None:
+        """Do the work for `key`."""
+        if key not in self._seen:
+            self._seen.add(key)
+            self._work(*key)
+            return
+        if key not in self._graphs:
+            self._graphs[key] = self._capture(key)
+        self._graphs[key].replay()
 
-    def capture(self, key: tuple[int, ...]) -> None:
-        """Capture the work for `key`, which is done once for real first: idle rows must be set up."""
-        # Kernels are compiled and libraries set up before capture, which forbids both.
-        self._work(*key)
+    def _capture(self, key: tuple[int, ...]) -> Any:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             self._work(*key)
         self._pool = graph.pool()
-        self._graphs[key] = graph
-
-    def replay(self, key: tuple[int, ...]) -> None:
-        self._graphs[key].replay()
+        return graph

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from engine.cuda.attention import queries, splits, tiling
-from engine.cuda.batch import Batch
+from engine.cuda.batch import Batch, Widened
 from engine.cuda.elementwise import likeliest
 from engine.cuda.graphs import Graphs, size_for
 from engine.cuda.launched import LaunchedOnDevice
@@ -25,6 +25,9 @@ from engine.paged import BLOCK, NULL_BLOCK, PagedKV
 from engine.sampling import Sampler
 from engine.settings import EngineSettings
 from engine.step import Step
+
+# What chunks attend to is converted from 8 bits if it takes at most so many bytes.
+_WIDENED_BYTES = 256 << 20
 
 
 class CudaRunner:
@@ -51,6 +54,8 @@ class CudaRunner:
         self._processors = torch.cuda.get_device_properties(device).multi_processor_count
         shape = next(iter(kv.layers.values()))
         self._key_heads = shape.heads
+        self._scaled = shape.scaled
+        self._most_widened = _WIDENED_BYTES // (2 * BLOCK * shape.heads * shape.key_size * model.dtype.itemsize)
         heads = model.config.get_text_config().num_attention_heads
         self._queries = queries(heads, shape.heads, model.dtype)
         self._tables = torch.full((rows + 1, blocks), NULL_BLOCK, dtype=torch.int32, device=device)
@@ -96,7 +101,8 @@ class CudaRunner:
         with torch.inference_mode():
             for parts in (1, 2):
                 self._decode(1, BLOCK, parts)
-            batch = self._pack(0, rows, np.zeros(len(counts), np.int64), counts, 1)
+            held = [[self._kv.scratch] * -(-int(count) // BLOCK) for count in counts]
+            batch = self._pack(0, rows, np.zeros(len(counts), np.int64), counts, 1, held)
             logits = self._decoder.logits(torch.zeros_like(batch.rows), batch, self._upload(keep))
             self._sample(logits, torch.full_like(self._upload(keep), self._idle), self._upload(keep))
 
@@ -104,10 +110,6 @@ class CudaRunner:
         rows = np.fromiter((s.row for s in step.decode), np.int64, len(step.decode))
         size = size_for(len(rows))
         key = (size, *splits(step.decode[0].written, size, self._key_heads, self._processors))
-        if self._graphs is not None and key not in self._graphs:
-            self._batch.fill_(self._idle)
-            self._batched = np.empty(0, np.int64)
-            self._graphs.capture(key)
         if not np.array_equal(rows, self._batched[: len(rows)]) or len(rows) != len(self._batched):
             filled = np.full(len(self._batch), self._idle, np.int64)
             filled[: len(rows)] = rows
@@ -116,7 +118,7 @@ class CudaRunner:
         if self._graphs is None:
             self._decode(*key)
         else:
-            self._graphs.replay(key)
+            self._graphs.run(key)
         return self._tokens[: len(rows)]
 
     def _decode(self, size: int, split: int, parts: int) -> None:
@@ -136,7 +138,8 @@ class CudaRunner:
         rows = np.array([s.row for s in step.decode] + [c.sequence.row for c in step.chunks], np.int64)
         starts = np.array([s.written - 1 for s in step.decode] + [c.start for c in step.chunks], np.int64)
         counts = np.array([1] * decode + [c.stop - c.start for c in step.chunks], np.int64)
-        batch = self._pack(decode, rows, starts, counts, step.decode[0].written if decode else 1)
+        held = [c.sequence.blocks[: -(-c.stop // BLOCK)] for c in step.chunks]
+        batch = self._pack(decode, rows, starts, counts, step.decode[0].written if decode else 1, held)
         prompts = [c.sequence.prompt[c.start : c.stop] for c in step.chunks]
         ids = torch.cat([self._last[batch.rows[:decode]], self._upload(np.concatenate(prompts).astype(np.int64))])
         ends = np.cumsum(counts) - 1
@@ -153,16 +156,35 @@ class CudaRunner:
     def _sample(self, logits: Tensor, rows: Tensor, index: Tensor) -> Tensor:
         return likeliest(logits) if self._sampler.greedy else self._sampler.sample(logits.float(), rows, index)
 
-    def _pack(self, decode: int, rows: np.ndarray, starts: np.ndarray, counts: np.ndarray, longest: int) -> Batch:
-        """The batch of `decode` single tokens and then chunks. rows, starts, counts: int64, one for each of them."""
+    def _pack(
+        self, decode: int, rows: np.ndarray, starts: np.ndarray, counts: np.ndarray, longest: int, held: list[list[int]]
+    ) -> Batch:
+        """The batch of `decode` single tokens and then chunks.
+
+        rows, starts, counts: int64, one for each of them; held: the blocks of each chunk up to its end.
+        """
         first = np.cumsum(counts) - counts
         positions = np.arange(int(counts.sum())) - np.repeat(first - starts, counts)
-        tiles = None
-        if len(rows) > decode:
-            tiles = self._upload(tiling(rows[decode:], starts[decode:], counts[decode:], decode, self._queries))
+        widened = self._widen(held)
+        owners = rows[decode:] if widened is None else np.arange(len(held))
+        tiles = self._upload(tiling(owners, starts[decode:], counts[decode:], decode, self._queries))
         split, parts = splits(longest, max(1, decode), self._key_heads, self._processors)
-        owners = self._upload(np.repeat(rows, counts))
-        return Batch(owners, self._upload(positions), self._tables, decode, split, parts, tiles)
+        at, of = self._upload(positions), self._upload(np.repeat(rows, counts))
+        return Batch(of, at, self._tables, decode, split, parts, tiles, widened)
+
+    def _widen(self, held: list[list[int]]) -> Widened | None:
+        """The blocks of all chunks to convert, if the cache has 8 bits and they are not too many."""
+        if not self._scaled:
+            return None
+        blocks, places = np.unique(np.concatenate([np.array(own, np.int32) for own in held]), return_inverse=True)
+        if len(blocks) > self._most_widened:
+            return None
+        tables = np.zeros((len(held), max(map(len, held))), np.int32)
+        start = 0
+        for line, own in zip(tables, held, strict=True):
+            line[: len(own)] = places[start : start + len(own)]
+            start += len(own)
+        return Widened(self._upload(blocks), self._upload(tables))
 
     def _move(self, step: Step) -> None:
         """Copy KV between host and device, and bring block tables up to date."""
