@@ -23,10 +23,9 @@ from engine.settings import SamplingSettings
 NOT_A_NUMBER = -1
 """The token of a row whose logits hold NaN."""
 
-# Variates made at a time, to stay in the CPU's cache and within the GPU's memory.
-_DRAW = {"cpu": 1 << 16}
-_DRAW_ON_GPU = 1 << 24
-# On CPU, a partial sort of this many tokens usually holds the whole nucleus.
+# Variates made at a time, to stay in the CPU's cache.
+_DRAW = 1 << 16
+# A partial sort of this many tokens usually holds the whole nucleus.
 _NUCLEUS = 256
 
 
@@ -58,8 +57,7 @@ def truncate(logits: Tensor, settings: SamplingSettings) -> Tensor:
 def _nucleus(logits: Tensor, top_p: float, limit: int) -> Tensor:
     """[B, 1]: the smallest logit among the likeliest tokens that hold probability `top_p`, at most `limit` of them."""
     total = logits.logsumexp(-1, keepdim=True)
-    # Reading whether the short sort was enough would make a GPU wait.
-    for count in (_NUCLEUS, limit) if logits.device.type == "cpu" and limit > _NUCLEUS else (limit,):
+    for count in (_NUCLEUS, limit) if limit > _NUCLEUS else (limit,):
         ordered = logits.topk(count).values
         probability = (ordered - total).exp()
         cumulative = probability.cumsum(-1)
@@ -71,55 +69,55 @@ def _nucleus(logits: Tensor, top_p: float, limit: int) -> Tensor:
 
 
 class Sampler:
-    """Draws for the rows of a batch; keeps what is needed per row across steps."""
+    """Draws for the rows of a batch on CPU; keeps what is needed per row across steps, on a GPU too."""
 
     def __init__(self, settings: SamplingSettings, *, rows: int, vocabulary: int, device: torch.device) -> None:
-        self._settings = settings
-        self._streams = torch.zeros(rows, 4, dtype=torch.int64, device=device)
-        self._seen: Tensor | None = None
+        self.settings = settings
+        self.streams = torch.zeros(rows, 4, dtype=torch.int64, device=device)
+        self.seen: Tensor | None = None
         if settings.repetition_penalty != 1:
-            self._seen = torch.zeros(rows, vocabulary, dtype=torch.bool, device=device)
+            self.seen = torch.zeros(rows, vocabulary, dtype=torch.bool, device=device)
 
     @property
     def greedy(self) -> bool:
         """Whether the likeliest token is taken as the logits stand."""
-        return self._settings.temperature == 0 and self._seen is None
+        return self.settings.temperature == 0 and self.seen is None
 
     def admit(self, sequences: Seq[Sequence]) -> None:
         """Prepare the rows of new sequences."""
         if not sequences:
             return
-        device = self._streams.device
-        if self._settings.temperature > 0:
+        device = self.streams.device
+        if self.settings.temperature > 0:
             rows = torch.tensor([sequence.row for sequence in sequences], device=device)
-            words = [stream(self._settings.seed, sequence) for sequence in sequences]
-            self._streams[rows] = torch.tensor(words, device=device)
-        if self._seen is not None:
+            words = [stream(self.settings.seed, sequence) for sequence in sequences]
+            self.streams[rows] = torch.tensor(words, device=device)
+        if self.seen is not None:
             for sequence in sequences:
-                self._seen[sequence.row] = False
-                self._seen[sequence.row, torch.from_numpy(sequence.prompt).to(device)] = True
+                self.seen[sequence.row] = False
+                self.seen[sequence.row, torch.from_numpy(sequence.prompt).to(device)] = True
 
     def sample(self, logits: Tensor, rows: Tensor, index: Tensor) -> Tensor:
         """Tokens int64 [B] from float32 logits [B, V], which are overwritten; NOT_A_NUMBER where a row holds NaN.
 
         rows: int64 [B], each sequence's row; index: int64 [B], how many tokens it has sampled before.
         """
-        settings = self._settings
+        settings = self.settings
         invalid = logits.amax(-1).isnan()
-        if self._seen is not None:
-            logits = penalize(logits, self._seen[rows], settings.repetition_penalty)
+        if self.seen is not None:
+            logits = penalize(logits, self.seen[rows], settings.repetition_penalty)
         if settings.temperature > 0:
             logits = truncate(logits.div_(settings.temperature), settings)
-            self._perturb(logits, self._streams[rows], index)
+            self._perturb(logits, self.streams[rows], index)
         tokens = logits.argmax(-1)
-        if self._seen is not None:
-            self._seen[rows, tokens] = True
+        if self.seen is not None:
+            self.seen[rows, tokens] = True
         return tokens.masked_fill(invalid, NOT_A_NUMBER)
 
     def _perturb(self, logits: Tensor, streams: Tensor, index: Tensor) -> None:
         """Add Gumbel noise, which is minus the logarithm of exponential noise, in place."""
         size = logits.shape[-1]
-        step = max(1, _DRAW.get(logits.device.type, _DRAW_ON_GPU) // size)
+        step = max(1, _DRAW // size)
         for start in range(0, len(logits), step):
             part = slice(start, start + step)
             logits[part] -= exponentials(streams[part], index[part], size).log_()

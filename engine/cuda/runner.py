@@ -21,6 +21,7 @@ from engine.cuda.elementwise import likeliest
 from engine.cuda.graphs import Graphs, size_for
 from engine.cuda.launched import LaunchedOnDevice
 from engine.cuda.recipe import decoder
+from engine.cuda.sampling import draw
 from engine.paged import BLOCK, NULL_BLOCK, PagedKV
 from engine.sampling import Sampler
 from engine.settings import EngineSettings
@@ -154,7 +155,13 @@ class CudaRunner:
         return tokens
 
     def _sample(self, logits: Tensor, rows: Tensor, index: Tensor) -> Tensor:
-        return likeliest(logits) if self._sampler.greedy else self._sampler.sample(logits.float(), rows, index)
+        sampler = self._sampler
+        if sampler.greedy:
+            return likeliest(logits)
+        tokens = draw(logits, sampler.settings, sampler.streams, sampler.seen, rows, index)
+        if sampler.seen is not None:
+            sampler.seen[rows, tokens.clamp(min=0)] = True
+        return tokens
 
     def _pack(
         self, decode: int, rows: np.ndarray, starts: np.ndarray, counts: np.ndarray, longest: int, held: list[list[int]]
