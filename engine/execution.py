@@ -6,6 +6,7 @@ import inspect
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from transformers import PreTrainedModel
 
 from engine.fp8 import require_fp8
@@ -18,10 +19,10 @@ from engine.step import Step
 
 # Sequences of a batch. On CPU more of them gain nothing once the matrix products are large.
 _ROWS_ON_CPU = 256
-_ROWS_ON_GPU = 2048
-# Float32 logits of a step, in bytes.
+_ROWS_ON_GPU = 4096
+# Logits of a step: bytes on CPU, and the part of a GPU's memory.
 _LOGIT_BYTES_ON_CPU = 256 << 20
-_LOGIT_BYTES_ON_GPU = 2 << 30
+_LOGIT_PART_ON_GPU = 64
 # On a GPU, prompt tokens that are worth a step without a graph, and the decode steps that others wait for them.
 _LEAST_PREFILL = 2048
 _MOST_WAIT = 64
@@ -70,8 +71,12 @@ def execution(
         raise ValueError(f"{type(model).__name__} cannot leave out logits (no logits_to_keep); it cannot generate")
     cpu = model.device.type == "cpu"
     vocabulary = model.config.get_text_config().vocab_size
-    rows = min(_ROWS_ON_CPU if cpu else _ROWS_ON_GPU, settings.max_batch_tokens)
-    rows = max(1, min(rows, (_LOGIT_BYTES_ON_CPU if cpu else _LOGIT_BYTES_ON_GPU) // (4 * vocabulary)))
+    if cpu:
+        most, logit_bytes = _ROWS_ON_CPU, _LOGIT_BYTES_ON_CPU
+    else:
+        most = _ROWS_ON_GPU
+        logit_bytes = torch.cuda.get_device_properties(model.device).total_memory // _LOGIT_PART_ON_GPU
+    rows = max(1, min(most, settings.max_batch_tokens, logit_bytes // (4 * vocabulary)))
     layers = layer_shapes(model, settings)
     widest = -(-context // BLOCK)
     if not cpu:
