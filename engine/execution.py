@@ -44,7 +44,13 @@ class Executes(Protocol):
     """Computes steps in the order in which they are launched."""
 
     def launch(self, step: Step) -> Launched:
-        """Start to compute the step."""
+        """Start to compute the step. Where it runs out of memory, it may be launched again, whole or in parts."""
+
+    def move(self, step: Step) -> None:
+        """Only the step's swaps, and its rows' block tables; `launch` includes this. May be repeated."""
+
+    def release(self) -> None:
+        """Give back memory that is kept for speed."""
 
     def clear(self, blocks: list[int]) -> None:
         """Zero the KV of blocks that held NaN."""

@@ -2,6 +2,7 @@
 
 What lives across steps lives on the device, a line for each running sequence: its block table and its last token. A
 step is therefore launched without reading the one before it, and the tokens it gives are read when the caller likes.
+These lines change last, and without allocating: a launch that ran out of memory can be repeated, whole or in parts.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ class Runner:
 
     def launch(self, step: Step) -> Launched:
         """Start to compute the step."""
-        self._move(step)
+        self.move(step)
         decode = len(step.decode)
         rows = np.array([s.row for s in step.decode] + [c.sequence.row for c in step.chunks], np.int64)
         counts = np.array([1] * decode + [c.stop - c.start for c in step.chunks], np.int64)
@@ -78,6 +79,9 @@ class Runner:
             ).logits[0]
         return Launched(step, self._sample(step.sampled, logits))
 
+    def release(self) -> None:
+        """Nothing is kept for speed here."""
+
     def clear(self, blocks: list[int]) -> None:
         """Zero the KV of blocks that held NaN."""
         self._kv.clear(blocks)
@@ -87,15 +91,21 @@ class Runner:
         index = self._upload(np.array([s.launched - 1 for s in sampled], np.int64))
         with torch.inference_mode():
             tokens = self._sampler.sample(logits.float(), rows, index)
-            self._last[rows] = tokens.clamp(min=0)
+            last = tokens.clamp(min=0)
+            self._sampler.see(rows, last)
+            self._last[rows] = last
         return tokens
 
-    def _move(self, step: Step) -> None:
-        """Copy KV between host and device, and bring rows and block tables up to date."""
+    def move(self, step: Step) -> None:
+        """Copy KV between host and device, and bring rows and block tables up to date. May be repeated."""
         for swap in step.swapped_out:
-            self._saved[swap.sequence.row] = self._kv.save(swap.blocks)
+            if swap.sequence.row not in self._saved:
+                self._saved[swap.sequence.row] = self._kv.save(swap.blocks)
         for swap in step.swapped_in:
-            self._kv.restore(swap.blocks, [part[swap.first :] for part in self._saved.pop(swap.sequence.row)])
+            saved = self._saved.get(swap.sequence.row)
+            if saved is not None:
+                self._kv.restore(swap.blocks, [part[swap.first :] for part in saved])
+                del self._saved[swap.sequence.row]
         changed = [*step.admitted, *(s.sequence for s in step.swapped_in), *(sequence for sequence, _ in step.grown)]
         if not changed:
             return

@@ -77,6 +77,7 @@ class Sampler:
         self.seen: Tensor | None = None
         if settings.repetition_penalty != 1:
             self.seen = torch.zeros(rows, vocabulary, dtype=torch.bool, device=device)
+            self._yes = torch.ones((), dtype=torch.bool, device=device)
 
     @property
     def greedy(self) -> bool:
@@ -100,7 +101,8 @@ class Sampler:
     def sample(self, logits: Tensor, rows: Tensor, index: Tensor) -> Tensor:
         """Tokens int64 [B] from float32 logits [B, V], which are overwritten; NOT_A_NUMBER where a row holds NaN.
 
-        rows: int64 [B], each sequence's row; index: int64 [B], how many tokens it has sampled before.
+        rows: int64 [B], each sequence's row; index: int64 [B], how many tokens it has sampled before. Nothing is kept:
+        a token that is taken is told to `see`.
         """
         settings = self.settings
         invalid = logits.amax(-1).isnan()
@@ -109,10 +111,12 @@ class Sampler:
         if settings.temperature > 0:
             logits = truncate(logits.div_(settings.temperature), settings)
             self._perturb(logits, self.streams[rows], index)
-        tokens = logits.argmax(-1)
+        return logits.argmax(-1).masked_fill(invalid, NOT_A_NUMBER)
+
+    def see(self, rows: Tensor, tokens: Tensor) -> None:
+        """Penalize `tokens` int64 [B] in `rows` int64 [B] from now on. Allocates nothing."""
         if self.seen is not None:
-            self.seen[rows, tokens] = True
-        return tokens.masked_fill(invalid, NOT_A_NUMBER)
+            self.seen.index_put_((rows, tokens), self._yes)
 
     def _perturb(self, logits: Tensor, streams: Tensor, index: Tensor) -> None:
         """Add Gumbel noise, which is minus the logarithm of exponential noise, in place."""

@@ -32,16 +32,26 @@ class Graphs:
     def run(self, key: tuple[int, ...]) -> None:
         """Do the work for `key`."""
         if key not in self._seen:
-            self._seen.add(key)
             self._work(*key)
+            self._seen.add(key)
             return
         if key not in self._graphs:
             self._graphs[key] = self._capture(key)
         self._graphs[key].replay()
 
+    def drop(self) -> None:
+        """Forget the captured steps and give their memory back; none may be under way."""
+        self._graphs.clear()
+        self._pool = None
+
     def _capture(self, key: tuple[int, ...]) -> Any:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            self._work(*key)
+        stream = torch.cuda.current_stream()
+        try:
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                self._work(*key)
+        finally:
+            # A capture that fails at its end leaves its own stream the current one.
+            torch.cuda.set_stream(stream)
         self._pool = graph.pool()
         return graph

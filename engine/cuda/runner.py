@@ -3,7 +3,8 @@
 A line for each running sequence holds its block table, next position, last token and number of samples; one more line
 is idle and fills batches up. A step that only decodes is one CUDA graph, head and sampling included: the host tells it
 which lines take part, and only when that changed. A step with chunks of prompts is launched kernel by kernel; it is so
-long that the host stays ahead. Steps are launched without reading those before them.
+long that the host stays ahead. Steps are launched without reading those before them. The lines change last, and without
+allocating: a launch that ran out of memory can be repeated, whole or in parts.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ class CudaRunner:
         """Start to compute the step."""
         with torch.inference_mode():
             launched = LaunchedOnDevice(step, self._launched)
-            self._move(step)
+            self.move(step)
             launched.give(self._mixed(step) if step.chunks else self._graphed(step))
         self._launched = launched
         return launched
@@ -85,6 +86,13 @@ class CudaRunner:
         """Make the KV cache one of `blocks` blocks; what was in it is lost."""
         self._kv.allocate(blocks)
         self._tables[self._idle] = self._kv.scratch
+
+    def release(self) -> None:
+        """Give back what is kept for speed: graphs, and memory that torch holds unused."""
+        torch.cuda.synchronize(self._device)
+        if self._graphs is not None:
+            self._graphs.drop()
+        torch.cuda.empty_cache()
 
     def clear(self, blocks: Seq[int]) -> None:
         """Zero the KV of blocks that held NaN."""
@@ -128,10 +136,10 @@ class CudaRunner:
         batch = Batch(rows, self._positions[rows], self._tables, size, split, parts)
         logits = self._decoder.logits(self._last[rows], batch, None)
         tokens = self._sample(logits, rows, self._samples[rows])
+        positions, samples = self._positions[rows] + 1, self._samples[rows] + 1
+        self._keep(rows, tokens.clamp(min=0), samples)
         self._tokens[:size] = tokens
-        self._last[rows] = tokens.clamp(min=0)
-        self._positions[rows] += 1
-        self._samples[rows] += 1
+        self._positions[rows] = positions
         self._positions[self._idle :] = 0
 
     def _mixed(self, step: Step) -> Tensor:
@@ -149,19 +157,21 @@ class CudaRunner:
         drawn = self._upload(rows[sampled])
         launched = np.array([s.launched for s in step.sampled], np.int64)
         tokens = self._sample(logits, drawn, self._upload(launched - 1))
-        self._last[drawn] = tokens.clamp(min=0)
-        self._samples[drawn] = self._upload(launched)
-        self._positions[self._upload(rows)] = self._upload(starts + counts)
+        lines, positions = self._upload(rows), self._upload(starts + counts)
+        self._keep(drawn, tokens.clamp(min=0), self._upload(launched))
+        self._positions[lines] = positions
         return tokens
+
+    def _keep(self, rows: Tensor, tokens: Tensor, samples: Tensor) -> None:
+        self._sampler.see(rows, tokens)
+        self._last[rows] = tokens
+        self._samples[rows] = samples
 
     def _sample(self, logits: Tensor, rows: Tensor, index: Tensor) -> Tensor:
         sampler = self._sampler
         if sampler.greedy:
             return likeliest(logits)
-        tokens = draw(logits, sampler.settings, sampler.streams, sampler.seen, rows, index)
-        if sampler.seen is not None:
-            sampler.seen[rows, tokens.clamp(min=0)] = True
-        return tokens
+        return draw(logits, sampler.settings, sampler.streams, sampler.seen, rows, index)
 
     def _pack(
         self, decode: int, rows: np.ndarray, starts: np.ndarray, counts: np.ndarray, longest: int, held: list[list[int]]
@@ -193,12 +203,16 @@ class CudaRunner:
             start += len(own)
         return Widened(self._upload(blocks), self._upload(tables))
 
-    def _move(self, step: Step) -> None:
-        """Copy KV between host and device, and bring block tables up to date."""
+    def move(self, step: Step) -> None:
+        """Copy KV between host and device, and bring block tables up to date. May be repeated."""
         for swap in step.swapped_out:
-            self._saved[swap.sequence.row] = self._kv.save(swap.blocks)
+            if swap.sequence.row not in self._saved:
+                self._saved[swap.sequence.row] = self._kv.save(swap.blocks)
         for swap in step.swapped_in:
-            self._kv.restore(swap.blocks, [part[swap.first :] for part in self._saved.pop(swap.sequence.row)])
+            saved = self._saved.get(swap.sequence.row)
+            if saved is not None:
+                self._kv.restore(swap.blocks, [part[swap.first :] for part in saved])
+                del self._saved[swap.sequence.row]
         changed = [*step.admitted, *(s.sequence for s in step.swapped_in), *(sequence for sequence, _ in step.grown)]
         if not changed:
             return

@@ -127,7 +127,12 @@ def test_the_penalty_covers_prompt_and_answer() -> None:
     scores = torch.tensor([[1.0, 0.9, 1.9, -0.1, 0.8, 1.2]])
     row, zero = torch.tensor([0]), torch.tensor([0])
     # The prompt is [2, 3]: 1.9 becomes 0.95; what was chosen is halved in turn.
-    assert [int(made.sample(scores.clone(), row, zero)) for _ in range(3)] == [5, 0, 2]
+    tokens = []
+    for _ in range(3):
+        token = made.sample(scores.clone(), row, zero)
+        made.see(row, token)
+        tokens.append(int(token))
+    assert tokens == [5, 0, 2]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

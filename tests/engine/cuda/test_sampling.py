@@ -52,8 +52,8 @@ def test_the_same_tokens_as_the_reference(options: dict[str, float], device: tor
         found = draw(
             logits.to(device), settings, fused.streams, fused.seen, rows.to(device), (index + turn).to(device)
         ).cpu()  # fmt: skip
-        if fused.seen is not None:
-            fused.seen[rows.to(device), wanted.to(device)] = True
+        reference.see(rows, wanted)
+        fused.see(rows.to(device), wanted.to(device))
         same += int((wanted == found).sum())
         total += len(rows)
     # Sums of shares are added up in another order, so a token at the very edge may fall on either side.
