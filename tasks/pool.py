@@ -1,9 +1,10 @@
 """The workers of a run behind one small interface: `submit` a shard, get a future, `close`.
 
-One thread waits on all connections at once. An idle worker takes the next shard; outside deterministic mode a worker
-holds two, so that the tail of one does not drain its batch. A worker that dies, or shows no progress for the stall
-limit, is replaced, and the futures of its shards end in `WorkerDied`, which the caller retries. What a shard is, and
-what is done when it is finished, is the business of the worker process itself (tasks.worker).
+One thread waits on all connections at once. An idle worker takes the next shard; outside deterministic mode it also
+holds further ones, up to its share of those left, so that small shards fill its batch and the tail of one does not
+drain it. A worker that dies, or shows no progress for the stall limit, is replaced, and the futures of its shards end
+in `WorkerDied`, which the caller retries. What a shard is, and what is done when it is finished, is the business of the
+worker process itself (tasks.worker).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from multiprocessing import Pipe
 from multiprocessing.connection import wait
-from typing import Any
+from typing import Any, NamedTuple
 
 from data.errors import RunError
 from engine.supervisor import Child
@@ -41,6 +42,13 @@ class NoWorkers(RunError):
     """Workers refuse to start, so that waiting for one is pointless."""
 
 
+class Held(NamedTuple):
+    """A shard that a worker has, and its predicted tokens."""
+
+    future: Future[Event]
+    tokens: float
+
+
 @dataclass(slots=True)
 class Slot:
     """The place of one worker: its process now, and what it holds."""
@@ -48,11 +56,16 @@ class Slot:
     index: int
     child: Child | None = None
     ready: bool = False
-    held: dict[str, Future[Event]] = field(default_factory=dict)
+    held: dict[str, Held] = field(default_factory=dict)
     seen: float = 0.0  # monotonic time of the last sign of progress
     work: float | None = None  # what the worker last said it had done; the same again is no progress
     failures: int = 0  # deaths in a row without a finished shard
     restart_at: float = 0.0
+
+    @property
+    def tokens(self) -> float:
+        """Predicted tokens of the shards it holds."""
+        return sum(held.tokens for held in self.held.values())
 
 
 class WorkerPool:
@@ -60,7 +73,8 @@ class WorkerPool:
 
     Args:
         size: number of workers.
-        depth: shards a worker may hold at once.
+        depth: shards a worker may hold at once, whatever their size.
+        tokens: it may hold more shards as long as they have fewer predicted tokens than this in all.
         start: makes the process of the worker with this index.
         stall_timeout: seconds without progress after which a worker is replaced.
         retries: deaths in a row without a finished shard after which a worker is not started again.
@@ -73,11 +87,13 @@ class WorkerPool:
         depth: int,
         start: Callable[[int], Child],
         *,
+        tokens: float = 0.0,
         stall_timeout: float,
         retries: int,
         on_event: Callable[[Event], None],
     ) -> None:
-        self._depth, self._start, self._stall, self._retries = depth, start, stall_timeout, retries
+        self._depth, self._tokens, self._start = depth, tokens, start
+        self._stall, self._retries = stall_timeout, retries
         self._on_event = on_event
         self._slots = [Slot(index) for index in range(size)]
         self._waiting: deque[tuple[dict[str, Any], Future[Event]]] = deque()
@@ -97,8 +113,9 @@ class WorkerPool:
         return not (self._draining or self._closed or self._refusal)
 
     def submit(self, shard: Mapping[str, Any]) -> Future[Event]:
-        """Queue a shard; `shard["id"]` is its id. The future gives the worker's `done` message.
+        """Queue a shard; `shard["id"]` is its id, `shard["cost"]` its predicted tokens if they are to count.
 
+        The future gives the worker's `done` message.
         It raises WorkerDied (try again), Interrupted (the pool was closed) or NoWorkers (workers refuse to start).
         """
         future: Future[Event] = Future()
@@ -167,9 +184,9 @@ class WorkerPool:
             self._refusal = str(message["message"])
         elif message["event"] == "done":
             slot.failures = 0
-            slot.held.pop(message["shard"]).set_result(event)
+            slot.held.pop(message["shard"]).future.set_result(event)
         elif message["event"] == "failed":
-            slot.held.pop(message["shard"]).set_exception(RunError(str(message["message"])))
+            slot.held.pop(message["shard"]).future.set_exception(RunError(str(message["message"])))
         self._on_event(event)
 
     def _watch(self) -> None:
@@ -191,17 +208,25 @@ class WorkerPool:
         if self._draining:
             self._fail_waiting(Interrupted("the run was stopped"))
             return
-        for held in range(self._depth):  # the emptiest worker first
-            for slot in self._slots:
-                if slot.child is None or not slot.ready or len(slot.held) != held:
-                    continue
-                with self._lock:
-                    if not self._waiting:
-                        return
-                    shard, future = self._waiting.popleft()
-                slot.held[shard["id"]] = future
-                slot.seen = time.monotonic()
-                slot.child.send(shard)  # a worker that is gone is found at its connection
+        while roomy := [slot for slot in self._slots if self._has_room(slot)]:
+            slot = min(roomy, key=lambda slot: len(slot.held))
+            with self._lock:
+                if not self._waiting:
+                    return
+                shard, future = self._waiting.popleft()
+            assert slot.child is not None
+            slot.held[shard["id"]] = Held(future, shard.get("cost", 0.0))
+            slot.seen = time.monotonic()
+            slot.child.send(shard)  # a worker that is gone is found at its connection
+
+    def _has_room(self, slot: Slot) -> bool:
+        """Whether a worker may take one more shard. One that is ready before the others leaves them their share."""
+        if slot.child is None or not slot.ready:
+            return False
+        if len(slot.held) < self._depth:
+            return True
+        left = len(self._waiting) + sum(len(slot.held) for slot in self._slots)
+        return slot.tokens < self._tokens and len(slot.held) * len(self._slots) < left
 
     def _spawn(self, slot: Slot) -> None:
         try:
@@ -225,15 +250,15 @@ class WorkerPool:
         """Tell of a death and delay the next start; the shards that the worker held are the caller's to fail."""
         slot.failures += 1
         slot.restart_at = time.monotonic() + min(MAX_RESTART_DELAY_SECONDS, 0.5 * 2 ** (slot.failures - 1))
-        shards, held = list(slot.held), list(slot.held.values())
+        shards, held = list(slot.held), [shard.future for shard in slot.held.values()]
         slot.held.clear()
         self._on_event({"worker": slot.index, "event": "died", "how": how, "shards": shards})
         return held
 
     @staticmethod
     def _fail(slot: Slot, error: Exception) -> None:
-        for future in slot.held.values():
-            future.set_exception(error)
+        for held in slot.held.values():
+            held.future.set_exception(error)
         slot.held.clear()
 
     def _fail_waiting(self, error: Exception) -> None:

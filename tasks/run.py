@@ -30,6 +30,8 @@ from tasks.worker import WorkerOrder, order_message
 
 WORKER_TARGET = "tasks.worker:main"
 DRAIN_SECONDS = 10.0
+# What a GPU holds the KV cache of at once; some half a minute of its work, which is what its death costs.
+HELD_TOKENS = 2_000_000
 
 
 @dataclass
@@ -186,9 +188,11 @@ def start_pool(job: Job, folder: RunFolder, events: EventLog) -> WorkerPool:
         child.send(order_message(order))
         return child
 
+    deterministic = job.settings.engine.deterministic
     return WorkerPool(
         job.placement.workers,
-        depth=1 if job.settings.engine.deterministic else 2,
+        depth=1 if deterministic else 2,
+        tokens=0 if deterministic else HELD_TOKENS,
         start=start,
         stall_timeout=job.settings.workers.stall_timeout,
         retries=job.settings.workers.retries,

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,12 +31,21 @@ def events() -> list[dict[str, Any]]:
 def make_pool(tmp_path: Path, events: list[dict[str, Any]]) -> Iterator[MakePool]:
     pools: list[WorkerPool] = []
 
-    def make(size: int = 2, target: str = "main", stall: float = 60.0, retries: int = 2, depth: int = 1) -> WorkerPool:
+    def make(
+        size: int = 2,
+        target: str = "main",
+        stall: float = 60.0,
+        retries: int = 2,
+        depth: int = 1,
+        tokens: float = 0.0,
+    ) -> WorkerPool:
         def start(index: int) -> Child:
             name = f"tests.tasks.obedient_worker:{target}"
             return Child(name, environment={"PYTHONPATH": str(ROOT)}, log=tmp_path / f"{index}.log")
 
-        pool = WorkerPool(size, depth, start, stall_timeout=stall, retries=retries, on_event=events.append)
+        pool = WorkerPool(
+            size, depth, start, tokens=tokens, stall_timeout=stall, retries=retries, on_event=events.append
+        )
         pools.append(pool)
         return pool
 
@@ -62,6 +72,24 @@ def test_a_slow_shard_does_not_hold_the_others_up(make_pool: MakePool) -> None:
     others = [pool.submit(work(n)) for n in range(1, 10)]
     assert all(future.result(timeout=15) for future in others)
     assert not slow.done()
+
+
+def test_a_worker_holds_as_many_small_shards_as_its_tokens_allow(
+    make_pool: MakePool, events: list[dict[str, Any]]
+) -> None:
+    pool = make_pool(1, tokens=250.0)
+    kinds = ["work", "die", *["work"] * 8]
+    futures = [pool.submit(work(n, do, seconds=0.5, cost=100.0)) for n, do in enumerate(kinds)]
+    with pytest.raises(WorkerDied):
+        futures[1].result(timeout=60)
+    assert next(event["shards"] for event in events if event["event"] == "died") == ["s1", "s2", "s3"]
+
+
+def test_the_first_worker_leaves_the_others_their_share(make_pool: MakePool) -> None:
+    pool = make_pool(3, tokens=1e9)
+    futures = [pool.submit(work(n, seconds=0.2, cost=1.0)) for n in range(9)]
+    counts = Counter(future.result(timeout=60)["worker"] for future in futures)
+    assert max(counts.values()) <= 4
 
 
 def test_a_killed_worker_is_replaced_and_the_rest_goes_on(make_pool: MakePool, events: list[dict[str, Any]]) -> None:
