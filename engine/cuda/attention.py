@@ -27,8 +27,8 @@ from engine.cuda.attention_kernels import decode_kernel, merge_kernel, prefill_k
 _LOG2E = math.log2(math.e)
 # Keys that one program of a decode step walks over, and programs of the widest kind that keep a processor busy.
 _SPLIT_LEAST = 128
-_SPLIT_WIDEST = 1024
-_PROGRAMS = 16
+_SPLIT_WIDEST = 2048
+_PROGRAMS = 12
 # Lines of the result that one program merges.
 _LINES = 8
 
@@ -79,7 +79,7 @@ def decode(
         q, *_stores(paged), tables, rows, positions, part, lse, tables.stride(0), window or 0, scale * _LOG2E, split,
         HEADS=heads, KEYS=paged.heads, D=size, DP=padded, GP=max(16, triton.next_power_of_2(heads // paged.heads)),
         TILE=_tile_keys(q, padded), WHOLE=parts == 1, FP8=eight, WINDOWED=window is not None,
-        EXACT=q.dtype == torch.float32 and not eight, ASM=q.is_cuda, num_warps=2 if eight else 4, num_stages=3,
+        EXACT=q.dtype == torch.float32 and not eight, ASM=q.is_cuda, num_warps=2, num_stages=2,
     )  # fmt: skip
     if parts > 1:
         grid = (triton.cdiv(count * heads, _LINES),)
