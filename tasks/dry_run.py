@@ -35,7 +35,7 @@ def dry_run(settings: Settings) -> str:
     prompter = Prompter(settings.job, settings.input.on_too_long, checkpoint, settings.sampling.max_tokens)
     records = list(islice((r for chunk in Dataset.open(settings.input).chunks() for r in chunk.records), ROWS))
     prompts = prompter.encode(records)
-    engine, _ = build_engine(settings, checkpoint, placement.device, placement.threads)
+    engine = build_engine(settings, checkpoint, placement.device, placement.threads).engine
     started = time.monotonic()
     requests = [
         Request(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 
 from data.checkpoint import Checkpoint
@@ -10,19 +12,22 @@ from engine.classify import Classifier
 from engine.embed import Embedder
 from engine.generation import Generator
 from engine.model import load_model, resolve_dtype
+from engine.precision import quantize
 from engine.request import Engine
 from engine.score import Scorer
 from tasks.settings import Settings
 
 
-def build_engine(
-    settings: Settings, checkpoint: Checkpoint, device_name: str, threads: int
-) -> tuple[Engine, int | None]:
-    """Load the model on `device_name` ("cpu" or "cuda") and wrap it.
+class BuiltEngine(NamedTuple):
+    """An engine, the precision that its products are computed in, and the embedding size where the kind has one."""
 
-    Returns:
-        the engine, and the embedding size where the kind has one.
-    """
+    engine: Engine
+    precision: str
+    embedding_size: int | None = None
+
+
+def build_engine(settings: Settings, checkpoint: Checkpoint, device_name: str, threads: int) -> BuiltEngine:
+    """Load the model on `device_name` ("cpu" or "cuda"), quantize it if that is asked for, and wrap it."""
     torch.set_num_threads(threads)
     device = torch.device(device_name)
     kind = settings.job.kind
@@ -33,15 +38,18 @@ def build_engine(
         trust_remote_code=settings.model.trust_remote_code,
         head=kind != "embed",
     )
+    precision = quantize(model, settings.model.quantization)
     if kind == "embed":
         pooling, normalize = checkpoint.pooling()
-        return Embedder(model, settings.engine, pooling=pooling, normalize=normalize), int(model.config.hidden_size)
+        embedder = Embedder(model, settings.engine, pooling=pooling, normalize=normalize)
+        return BuiltEngine(embedder, precision, int(model.config.hidden_size))
     if kind == "score":
-        return Scorer(model, settings.engine), None
+        return BuiltEngine(Scorer(model, settings.engine), precision)
     if kind == "classify":
         prompter = Prompter(settings.job, settings.input.on_too_long, checkpoint, settings.sampling.max_tokens)
         choices = prompter.choices()
-        return Classifier(model, settings.engine, choices=choices, end_ids=checkpoint.stop_ids), None
+        classifier = Classifier(model, settings.engine, choices=choices, end_ids=checkpoint.stop_ids)
+        return BuiltEngine(classifier, precision)
     generator = Generator(
         model,
         settings.sampling,
@@ -50,4 +58,4 @@ def build_engine(
         token_bytes=checkpoint.tokenizer().token_bytes() if settings.sampling.stop else (),
         context_length=checkpoint.context_length,
     )
-    return generator, None
+    return BuiltEngine(generator, precision)

@@ -43,7 +43,8 @@ def _resumed(event: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _ready(event: Mapping[str, Any]) -> tuple[str, str]:
-    return f"Worker {event['worker']} is ready on {event['device']} after {duration(event['seconds'])}", ""
+    precision = f" in {event['precision']}" if "precision" in event else ""
+    return f"Worker {event['worker']} is ready on {event['device']}{precision} after {duration(event['seconds'])}", ""
 
 
 def _died(event: Mapping[str, Any]) -> tuple[str, str]:

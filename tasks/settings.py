@@ -60,9 +60,7 @@ class Settings(Section):
 NOT_BUILT = (
     "job.schema",
     "job.budget",
-    "model.quantization",
     "model.adapter",
-    "engine.kv_dtype",
     "engine.gradient_checkpointing",
     "workers.tp_degree",
     "workers.backend",

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -25,6 +25,9 @@ from engine.child import Mailbox
 from engine.request import Completion, Engine, Request
 from tasks.results import ResultTable
 from tasks.settings import Settings
+
+if TYPE_CHECKING:
+    from tasks.engines import BuiltEngine
 
 PROGRESS_SECONDS = 0.5
 
@@ -154,14 +157,17 @@ class Worker:
             self._mailbox.send({"event": "progress", "work": work, **self._counts})
 
 
-def build(order: WorkerOrder) -> tuple[Engine, ResultTable, int]:
-    """Load the model and make the engine of the job's kind, with the table that its results go into."""
+def build(order: WorkerOrder) -> tuple[BuiltEngine, ResultTable, int]:
+    """Load the model and make the engine of the job's kind, with the table that its results go into, and its context.
+
+    Raises InputError, ValueError or OSError for a model that cannot be loaded.
+    """
     from tasks.engines import build_engine
 
     settings = order.settings
     checkpoint = Checkpoint.open(settings.model.path, settings.model.revision, settings.model.trust_remote_code)
-    engine, size = build_engine(settings, checkpoint, order.device, order.threads)
-    return engine, ResultTable(settings, checkpoint.tokenizer(), size), checkpoint.context_length
+    built = build_engine(settings, checkpoint, order.device, order.threads)
+    return built, ResultTable(settings, checkpoint.tokenizer(), built.embedding_size), checkpoint.context_length
 
 
 def main(mailbox: Mailbox) -> None:
@@ -170,13 +176,14 @@ def main(mailbox: Mailbox) -> None:
     message = mailbox.receive(wait=True)
     order = WorkerOrder.model_validate(message)
     try:
-        engine, table, context = build(order)
+        built, table, context = build(order)
     except (InputError, ValueError, OSError) as error:
         traceback.print_exc()
         mailbox.send({"event": "refused", "message": f"the model cannot be loaded: {error}"})
         return
-    mailbox.send({"event": "ready", "seconds": time.monotonic() - started, "device": order.device})
-    Worker(mailbox, order, engine, table, context).serve()
+    seconds = time.monotonic() - started
+    mailbox.send({"event": "ready", "seconds": seconds, "device": order.device, "precision": built.precision})
+    Worker(mailbox, order, built.engine, table, context).serve()
 
 
 def order_message(order: WorkerOrder) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from tests.flows.conftest import ROOT, messages, write_rows
+from tests.flows.test_bench import SHAPE
 
 BIN = Path(sys.executable).parent
 
@@ -135,6 +136,17 @@ def test_the_nightly_schedule_creates_runs(site: Site) -> None:
 
     runs = wait_for(nightly, 90)
     assert all("T00:00:00" in run["expected_start_time"] or "T23:00:00" in run["expected_start_time"] for run in runs)
+
+
+def test_the_benchmark_is_deployed_with_its_schedule_switched_off(site: Site, tmp_path: Path) -> None:
+    (monthly,) = site.post("deployments/filter", {"deployments": {"name": {"any_": ["monthly"]}}})
+    assert [(entry["slug"], entry["active"]) for entry in monthly["schedules"]] == [("monthly", False)]
+    (tmp_path / "shape.json").write_text(json.dumps(SHAPE))
+    settings = {"workloads": ["label:6"], "model": str(tmp_path / "shape.json"), "device": "cpu", "repeat": 1}
+    words = ["deployment", "run", "bench/monthly", "--watch", "--params", json.dumps({"settings": settings})]
+    assert site.prefect(*words).returncode == 0
+    artifacts = {artifact["key"]: artifact for artifact in site.post("artifacts/filter", {"limit": 50})}
+    assert json.loads(artifacts["bench"]["data"])[0]["workload"] == "label:6"
 
 
 def test_cancelling_leaves_no_worker_behind(site: Site, config: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.flows.conftest import MODEL, Overnight, messages, program, write_rows
+from tests.flows.conftest import MODEL, ROOT, Overnight, messages, program, write_rows
 
 
 def read(output: Path) -> list[dict[str, Any]]:
@@ -193,6 +193,25 @@ def test_interrupted_by_the_user(
     assert "overnight infer" in stdout
     assert psutil.wait_procs(children, timeout=10)[1] == []
     assert '"interrupted"' in next(tmp_path.glob(".overnight/*/events.jsonl")).read_text().splitlines()[-1]
+
+
+def test_in_eight_bits_the_sample_is_another_run_with_nearly_the_same_answers(
+    overnight: Overnight, tmp_path: Path
+) -> None:
+    sample = ROOT / "data" / "sample"
+    accuracy, runs = [], set()
+    for method, words in (("none", "in float32"), ("fp8", "fp8 weights")):
+        arguments = ["--input", sample / "messages.jsonl", "--model", MODEL, "--limit", "120", "--output", method]
+        quantization = ["--set", f"model.quantization={method}", "--set", "workers.dp_degree=1"]
+        done = overnight("infer", "--config", sample / "config.toml", *arguments, *quantization)
+        assert done.returncode == 0
+        assert words in done.stderr
+        rows = read(tmp_path / method)
+        accuracy.append(sum(row["output"] == row["expected"] for row in rows) / len(rows))
+        runs.add(json.loads((tmp_path / method / "_manifest.json").read_text())["run"])
+    assert len(runs) == 2
+    assert accuracy[0] > 0.8
+    assert accuracy[1] == pytest.approx(accuracy[0], abs=0.05)
 
 
 def test_a_second_driver_is_refused(
