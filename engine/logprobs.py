@@ -19,15 +19,10 @@ from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
 from engine.packed import upload
+from engine.trunk import trunk
 
 # Logits held at a time: 128 MB in float32.
 BLOCK_LOGITS = 1 << 25
-
-
-def trunk(model: PreTrainedModel) -> nn.Module:
-    """The part of a model that ends with the last hidden state; the model itself where it has no head."""
-    base: nn.Module = model.base_model
-    return base
 
 
 def token_logprobs(

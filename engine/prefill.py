@@ -21,14 +21,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from engine.attention import attending
-from engine.logprobs import trunk
 from engine.model import resolve_dtype
-from engine.packed import PackedAttention, upload
 from engine.packing import Pack, common_beginning, pack
 from engine.request import Completion, Request
 from engine.settings import EngineSettings
 from engine.trie import Trie
+from engine.trunk import ModuleTrunk, Trunk
 
 # What waits for a launched pack's results and gives its completions.
 Answer = Callable[[], list[Completion]]
@@ -59,7 +57,8 @@ class PrefillEngine(ABC):
         self._causal = _is_causal(model)
         if self.causal_only and not self._causal:
             raise ValueError(f"{type(model).__name__} is an encoder, which only job.kind = embed can use")
-        self._first_position, self._positions = _learned_positions(model)
+        first_position, self._positions = _learned_positions(model)
+        self._trunk = _fastest_trunk(model, settings, first_position)
         self._waiting: list[Request] = []
         self._requests: list[Request] = []
         self._packs: deque[Pack] = deque()
@@ -142,12 +141,8 @@ class PrefillEngine(ABC):
 
     @torch.inference_mode()
     def _forward(self, pack: Pack, requests: Sequence[Request]) -> Answer:
-        ids = upload(pack.ids(), self.device)
-        positions = upload(pack.positions() + self._first_position, self.device)
-        autocast = torch.autocast(self.device.type, self._amp_dtype, enabled=self._amp)
-        with autocast, attending(PackedAttention(pack, self.device)):
-            output = trunk(self.model)(input_ids=ids[None], position_ids=positions[None], use_cache=False)
-            return self.compute(pack, requests, output.last_hidden_state[0])
+        with torch.autocast(self.device.type, self._amp_dtype, enabled=self._amp):
+            return self.compute(pack, requests, self._trunk.hidden(pack))
 
     def _shrink(self, failed: Pack) -> None:
         """Pack the failed pack and those behind it again with half its tokens, or give up on its only prompt."""
@@ -184,6 +179,16 @@ def to_host(tensor: Tensor) -> Callable[[], np.ndarray]:
         return host.numpy()
 
     return wait
+
+
+def _fastest_trunk(model: PreTrainedModel, settings: EngineSettings, first_position: int) -> Trunk:
+    if model.device.type == "cuda":
+        from engine.cuda.recipe import fused_trunk  # Triton is there where a GPU is
+
+        fused = fused_trunk(model, settings)
+        if fused is not None:
+            return fused
+    return ModuleTrunk(model, first_position)
 
 
 def _is_causal(model: PreTrainedModel) -> bool:

@@ -1,9 +1,9 @@
 """What stands between the matrix products of a decoder layer, fused so that each value passes through memory once.
 
 Norms add the residual first, as every pre-norm decoder does; the rotary kernel also normalises queries and keys where
-the architecture does, and writes keys and values straight into the paged cache. The results are rounded where
-transformers' modules round them. Outputs that are `quantized` have
-each token's activations in 8 bits with one scale, for engine.fp8's products.
+the architecture does, and writes keys and values straight into the paged cache where there is one. The results are
+rounded where transformers' modules round them. Outputs that are `quantized` have each token's activations in 8 bits
+with one scale, for engine.fp8's products.
 
 Legend of shapes: T tokens, N hidden size, I intermediate size, H query heads, K key heads, D head size.
 """
@@ -89,9 +89,31 @@ def rotate(
         tables.stride(0), eps,
         HEADS=heads, KEYS=paged.heads, D=size, HALF=triton.next_power_of_2(size // 2),
         HP=triton.next_power_of_2(heads + paged.heads), KP=triton.next_power_of_2(paged.heads),
-        NORM=norms is not None, FP8=paged.key_scales is not None, num_warps=4,
+        NORM=norms is not None, FP8=paged.key_scales is not None, PAGED=True, num_warps=4,
     )  # fmt: skip
     return q
+
+
+def rotate_apart(
+    qkv: Tensor, rotary: tuple[Tensor, Tensor], norms: tuple[Tensor, Tensor] | None, eps: float, heads: int, keys: int,
+    positions: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Rotated queries [T, H, D] and keys [T, K, D], and values [T, K, D], of qkv [T, (H + 2 K) D], without a cache.
+
+    rotary, norms and positions are those of `rotate`; keys: K.
+    """
+    tokens, size = len(qkv), qkv.shape[1] // (heads + 2 * keys)
+    q, k, v = (
+        torch.empty(tokens, count, size, dtype=qkv.dtype, device=qkv.device) for count in (heads, keys, keys)
+    )  # fmt: skip
+    q_weight, k_weight = norms or (qkv, qkv)
+    rotate_kernel[(tokens,)](
+        qkv, *rotary, q_weight, k_weight, positions, positions, positions, q, k, v, k, v, 0, eps,
+        HEADS=heads, KEYS=keys, D=size, HALF=triton.next_power_of_2(size // 2),
+        HP=triton.next_power_of_2(heads + keys), KP=triton.next_power_of_2(keys),
+        NORM=norms is not None, FP8=False, PAGED=False, num_warps=4,
+    )  # fmt: skip
+    return q, k, v
 
 
 def widen(paged: Paged, blocks: Tensor, dtype: torch.dtype) -> Paged:

@@ -77,14 +77,19 @@ def rotate_kernel(
     qkv_ptr, cos_ptr, sin_ptr, qn_ptr, kn_ptr, rows, positions, tables, q_ptr, k_ptr, v_ptr, ks_ptr, vs_ptr,
     table_stride, eps,
     HEADS: tl.constexpr, KEYS: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, HP: tl.constexpr, KP: tl.constexpr,
-    NORM: tl.constexpr, FP8: tl.constexpr,
+    NORM: tl.constexpr, FP8: tl.constexpr, PAGED: tl.constexpr,
 ):  # fmt: skip
-    """One token: rotate its queries into q, its keys into the cache, and copy its values there. HALF: of D, padded."""
+    """One token: rotate its queries into q, its keys into k, and copy its values into v. HALF: of D, padded.
+
+    PAGED: k and v are the cache, and the token's place there is in the block table; else they have a line a token.
+    """
     token = tl.program_id(0).to(tl.int64)
     position = tl.load(positions + token)
-    table = tables + tl.load(rows + token) * table_stride
-    block = tl.load(table + position // BLOCK).to(tl.int64)
-    line = block * BLOCK + position % BLOCK
+    line = token
+    if PAGED:
+        table = tables + tl.load(rows + token) * table_stride
+        block = tl.load(table + position // BLOCK).to(tl.int64)
+        line = block * BLOCK + position % BLOCK
     lane = tl.arange(0, HALF)
     head = tl.arange(0, HP)
     half: tl.constexpr = D // 2

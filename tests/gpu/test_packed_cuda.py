@@ -12,6 +12,9 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from engine.classify import Classifier
+from engine.cuda.recipe import fused_trunk
+from engine.embed import Embedder
+from engine.fp8 import to_fp8
 from engine.model import load_model
 from engine.packed import PackedAttention
 from engine.packing import Pack, pack
@@ -19,6 +22,7 @@ from engine.request import Request, run
 from engine.score import Scorer
 from engine.settings import EngineSettings
 from engine.trie import Trie
+from engine.trunk import ModuleTrunk
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -86,3 +90,58 @@ def test_engines_answer_as_on_cpu(tmp_path: Path, dtype: str, amp: bool) -> None
     for request in requests:
         assert scores[request.id] == pytest.approx(cpu_scores[request.id], rel=1e-5 if exact else 5e-3, abs=0.05)
         assert shares[request.id] == pytest.approx(cpu_shares[request.id], abs=1e-4 if exact else 0.02)
+
+
+MODEL = Path(__file__).parent.parent.parent / "data" / "models" / "messages-4m"
+PROMPTS = [np.append(np.arange(5, 205), np.arange(length) * 7 % 1000 + 300) for length in (300, 130, 30, 9, 9, 2, 1)]
+# Norm of the difference, relative to the norm: rounding, in eight bits also that of activations.
+TOLERANCE = {("float32", False): 1e-4, ("float16", False): 5e-3, ("bfloat16", False): 3e-2, ("bfloat16", True): 0.12}
+
+
+def _relative(found: Tensor, wanted: Tensor) -> float:
+    found, wanted = found.float().cpu(), wanted.float().cpu()
+    return float((found - wanted).norm() / wanted.norm())
+
+
+@pytest.mark.parametrize("head", [True, False], ids=["with head", "bare"])
+@pytest.mark.parametrize("trie", [None, TRIE], ids=["plain", "trie"])
+@pytest.mark.parametrize(("dtype", "fp8"), list(TOLERANCE))
+def test_the_fused_trunk_gives_the_hidden_states_of_the_modules(
+    dtype: str, fp8: bool, trie: Trie | None, head: bool
+) -> None:
+    """Against float32 on CPU, where attention and modules are transformers' and torch's."""
+    (made,) = pack(PROMPTS, 10_000, trie=trie, share=True)
+    assert made.stem == 200
+    reference = load_model(MODEL, dtype=torch.float32, device=torch.device("cpu"), head=head)
+    model = load_model(MODEL, dtype=getattr(torch, dtype), device=CUDA, head=head)
+    if fp8:
+        to_fp8(model)
+    fused = fused_trunk(model, EngineSettings())
+    assert fused is not None, "the bundled model keeps its modules"
+    with torch.inference_mode():
+        wanted = ModuleTrunk(reference).hidden(made)
+        found = fused.hidden(made)
+    assert _relative(found, wanted) < TOLERANCE[dtype, fp8]
+
+
+@pytest.mark.parametrize(("dtype", "fp8"), list(TOLERANCE))
+def test_embeddings_equal_those_on_cpu(dtype: str, fp8: bool) -> None:
+    requests = [Request(id, prompt) for id, prompt in enumerate(PROMPTS)]
+    results = []
+    for device, name in ((torch.device("cpu"), "float32"), (CUDA, dtype)):
+        model = load_model(MODEL, dtype=getattr(torch, name), device=device, head=False)
+        if fp8 and device == CUDA:
+            to_fp8(model)
+        engine = Embedder(model, EngineSettings(max_batch_tokens=700), pooling="mean", normalize=True)
+        vectors = {c.id: c.embedding for c in run(engine, requests)}
+        results.append(torch.from_numpy(np.stack([vectors[request.id] for request in requests])))
+    assert _relative(results[1], results[0]) < TOLERANCE[dtype, fp8]
+
+
+def test_two_engines_of_one_model_hold_its_weights_once() -> None:
+    model = load_model(MODEL, dtype=torch.bfloat16, device=CUDA)
+    engines = [Scorer(model, EngineSettings())]
+    before = torch.cuda.memory_allocated()
+    engines.append(Scorer(model, EngineSettings()))
+    grown = torch.cuda.memory_allocated() - before
+    assert grown < sum(p.numel() * p.element_size() for p in model.parameters()) // 10

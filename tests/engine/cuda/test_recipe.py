@@ -6,12 +6,21 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import GraniteConfig, LlamaConfig, MistralConfig, Phi3Config, Qwen2Config, Qwen3Config
+from transformers import (
+    AutoModel,
+    BertConfig,
+    GraniteConfig,
+    LlamaConfig,
+    MistralConfig,
+    Phi3Config,
+    Qwen2Config,
+    Qwen3Config,
+)
 
 from engine.cuda.batch import Batch
 from engine.cuda.decoder import FusedDecoder
 from engine.cuda.modules import ModuleDecoder
-from engine.cuda.recipe import choose
+from engine.cuda.recipe import choose, choose_trunk
 from engine.fp8 import to_fp8
 from engine.kv_memory import layer_shapes
 from engine.paged import PagedKV
@@ -69,6 +78,26 @@ def test_others_keep_their_modules(name: str, device: torch.device) -> None:
     assert not choose(build(OTHERS[name](), device), EngineSettings())
 
 
+@pytest.mark.parametrize("name", ["qwen3", "both ways"])
+def test_models_without_a_head_are_fused_over_packs_alone(name: str, device: torch.device) -> None:
+    config = LlamaConfig(**COMMON, is_causal=False) if name == "both ways" else FUSED[name]()
+    model = build(config, device).base_model
+    assert choose_trunk(model, EngineSettings())
+    assert not choose(model, EngineSettings())
+
+
+def test_packs_of_others_keep_their_modules(device: torch.device) -> None:
+    assert not choose_trunk(build(OTHERS["granite"](), device), EngineSettings())
+    shape = {name: COMMON[name] for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")}
+    assert not choose_trunk(AutoModel.from_config(BertConfig(**shape)), EngineSettings())
+
+
+def test_mixed_precision_keeps_the_modules(device: torch.device) -> None:
+    model, settings = build(FUSED["qwen2"](), device), EngineSettings(amp=True)
+    assert not choose(model, settings)
+    assert not choose_trunk(model, settings)
+
+
 @pytest.mark.parametrize("kv", ["auto", "fp8"])
 @pytest.mark.parametrize("name", ["qwen2", "qwen3"])
 def test_fp8_is_fused_alike(name: str, kv: str, device: torch.device) -> None:
@@ -87,3 +116,19 @@ def test_fp8_is_fused_alike(name: str, kv: str, device: torch.device) -> None:
         found = FusedDecoder(model, cache, 16).logits(ids, batch, None)
     # Triton's interpreter halves numbers that round up to the next power of two: one in forty.
     assert (found - wanted).norm() / wanted.norm() < (0.02 if device.type == "cuda" else 0.15)
+
+
+def test_frequencies_are_those_of_steady_positions(device: torch.device) -> None:
+    """A cache with room beyond the positions at which frequencies change: they stay those of shorter sequences."""
+    rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
+    sizes = {"num_hidden_layers": 1, "max_position_embeddings": 10, "rope_parameters": rope}
+    model = build(LlamaConfig(**(COMMON | sizes)), device)
+    cache = PagedKV(layer_shapes(model, EngineSettings()), 1, device)
+    at = torch.arange(10, device=device)
+    tiles = torch.tensor([[0, i, i, 1] for i in range(10)], dtype=torch.int32, device=device)
+    tables = torch.tensor([[1]], dtype=torch.int32, device=device)
+    batch = Batch(torch.zeros_like(at), at, tables, 0, 0, 0, tiles)
+    with torch.inference_mode():
+        wanted = ModuleDecoder(model, EngineSettings(), cache).logits(at * 5, batch, None)
+        found = FusedDecoder(model, cache, 16).logits(at * 5, batch, None)
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
