@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
+from packaging.utils import NormalizedName, canonicalize_name
 from packaging.version import Version
 
 from tasks.cuda_versions import check_cuda
@@ -22,10 +22,10 @@ ON_GPU = ROOT / "deploy" / "constraints-cuda.txt"
 TRITON_OF_TORCH = {"2.11.0": "3.6.0", "2.13.0": "3.7.1"}
 
 
-def pins(file: Path, python: str) -> dict[str, Version]:
+def pins(file: Path, python: str) -> dict[NormalizedName, Version]:
     """The pinned version of each package for one version of Python."""
     lines = [line.partition("#")[0].strip() for line in file.read_text(encoding="utf-8").splitlines()]
-    found: dict[str, Version] = {}
+    found: dict[NormalizedName, Version] = {}
     for requirement in (Requirement(line) for line in lines if line):
         (specifier,) = requirement.specifier
         assert specifier.operator == "==", f"{requirement} is no exact version"
