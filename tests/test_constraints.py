@@ -9,7 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 from packaging.requirements import Requirement
-from packaging.utils import NormalizedName, canonicalize_name
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from tasks.cuda_versions import check_cuda
@@ -22,10 +23,10 @@ ON_GPU = ROOT / "deploy" / "constraints-cuda.txt"
 TRITON_OF_TORCH = {"2.11.0": "3.6.0", "2.13.0": "3.7.1"}
 
 
-def pins(file: Path, python: str) -> dict[NormalizedName, Version]:
+def pins(file: Path, python: str) -> dict[str, Version]:
     """The pinned version of each package for one version of Python."""
     lines = [line.partition("#")[0].strip() for line in file.read_text(encoding="utf-8").splitlines()]
-    found: dict[NormalizedName, Version] = {}
+    found: dict[str, Version] = {}
     for requirement in (Requirement(line) for line in lines if line):
         (specifier,) = requirement.specifier
         assert specifier.operator == "==", f"{requirement} is no exact version"
@@ -47,7 +48,9 @@ def required(*extras: str) -> list[Requirement]:
 @pytest.mark.parametrize("file", [EVERYWHERE, ON_GPU], ids=lambda file: file.name)
 def test_pins_are_within_the_ranges(file: Path, python: str) -> None:
     pinned = pins(file, python)
-    ranges = {canonicalize_name(requirement.name): requirement.specifier for requirement in required("cuda", "dev")}
+    ranges: dict[str, SpecifierSet] = {
+        canonicalize_name(requirement.name): requirement.specifier for requirement in required("cuda", "dev")
+    }
     wrong = {name: str(found) for name, found in pinned.items() if name in ranges and found not in ranges[name]}
     assert wrong == {}
 
