@@ -2,8 +2,10 @@
 
 A step plans, launches and reads. On CUDA the next step is launched before the last one's tokens are read, so that the
 device never waits for the host; on CPU there is nothing to overlap. Equal prompts in flight with greedy sampling are
-answered by one sequence. In deterministic mode the engine forgets everything whenever it has answered everything, so
-the completions of a shard follow from that shard alone.
+answered by one sequence. A step that does not fit the memory is computed in parts, and later ones are smaller. In
+deterministic mode the engine forgets everything whenever it has answered everything, so the completions of a shard
+follow from that shard alone; memory that runs out changes the steps of its shard, and with them at most the rounding of
+its logits.
 """
 
 from __future__ import annotations
@@ -20,12 +22,15 @@ from engine.blocks import BlockPool
 from engine.execution import Launched, execution
 from engine.lengths import AnswerLengths
 from engine.model import steady_positions
+from engine.pace import Pace
 from engine.paged import BLOCK, NULL_BLOCK
+from engine.recovery import Recovery, Shortage
 from engine.request import Completion, Request
 from engine.sampling import NOT_A_NUMBER
 from engine.scheduler import Scheduler
 from engine.sequence import Sequence
 from engine.settings import EngineSettings, SamplingSettings
+from engine.step import Step
 from engine.stopping import Stopping
 
 
@@ -65,6 +70,10 @@ class Generator:
             most_wait=made.most_wait,
         )
         self._runner = made.runner
+        self._recovery = Recovery(made.runner, tokens=engine.max_batch_tokens, rows=made.rows)
+        # A device that works beside the host tells how long its steps take.
+        paced = made.ahead > 0 and not self._deterministic
+        self._pace = Pace(engine.max_batch_tokens) if paced else None
         self._stopping = stopping or Stopping(stop_ids, sampling.stop, token_bytes)
         self._ahead = made.ahead
         self._launched: deque[Launched] = deque()
@@ -72,6 +81,7 @@ class Generator:
         self._folds: dict[tuple[bytes, int], Sequence] = {}
         self._counts = dict.fromkeys(("steps", "prompt_tokens", "computed_tokens", "output_tokens", "folded"), 0)
         self._counts.update(kv_blocks=made.blocks, most_rows=0, kv_positions_peak=0, completed=0, errors=0)
+        self._counts.update(out_of_memory=0, small_steps=0)
         self._seconds = {"device_s": 0.0, "idle_s": 0.0}
 
     @property
@@ -103,15 +113,14 @@ class Generator:
 
     def step(self) -> list[Completion]:
         """Launch one forward pass and return the completions of those read."""
-        step = self._scheduler.plan()
-        if step is not None:
-            self._launched.append(self._runner.launch(step))
-            self._counts["steps"] += 1
-            self._counts["computed_tokens"] += step.tokens
-            self._counts["most_rows"] = max(self._counts["most_rows"], self._scheduler.running)
-            held = self._scheduler.pool.held * BLOCK
-            self._counts["kv_positions_peak"] = max(self._counts["kv_positions_peak"], held)
+        step = self._scheduler.plan(None if self._pace is None else self._pace.size)
         done, self._refused = self._refused, []
+        if step is not None:
+            self._count(step)
+            launched, shortage = self._recovery.launch(step)
+            if shortage is not None:
+                done += self._shrink(shortage)
+            self._launched.append(launched)
         # Without a step, reading tokens lets sequences go that sit out for want of memory.
         assert step is not None or done or self._launched, "nothing can run and nothing was launched"
         while len(self._launched) > (self._ahead if step is not None else 0):
@@ -121,7 +130,11 @@ class Generator:
         return done
 
     def statistics(self) -> dict[str, float]:
-        """Counts since the engine was made: steps, tokens, folded requests, prompt tokens shared, swaps to the host."""
+        """Counts since the engine was made: steps, tokens, folded requests, prompt tokens shared, swaps to the host.
+
+        out_of_memory: steps that did not fit; small_steps: steps with prompts that were planned smaller than they may
+        be, because that is or may be faster.
+        """
         counts = self._counts | {"shared_tokens": self._scheduler.shared_tokens, "swaps": self._scheduler.swaps}
         return {name: float(count) for name, count in counts.items()} | self._seconds
 
@@ -148,12 +161,44 @@ class Generator:
         self._counts["errors"] += 1
         self._refused.append(Completion(request.id, error=(code, message), prompt_tokens=len(request.prompt)))
 
+    def _count(self, step: Step) -> None:
+        counts = self._counts
+        counts["steps"] += 1
+        counts["computed_tokens"] += step.tokens
+        counts["most_rows"] = max(counts["most_rows"], self._scheduler.running)
+        counts["kv_positions_peak"] = max(counts["kv_positions_peak"], self._scheduler.held)
+        if self._pace is not None and step.chunks:
+            counts["small_steps"] += self._pace.size < self._pace.most
+
+    def _shrink(self, shortage: Shortage) -> list[Completion]:
+        """Plan smaller steps after one that ran out of memory, and give up what cannot be computed."""
+        self._counts["out_of_memory"] += 1
+        self._scheduler.lower(shortage.tokens, shortage.rows)
+        if self._pace is not None and shortage.tokens < self._pace.most:
+            self._pace = Pace(shortage.tokens)
+        done: list[Completion] = []
+        if shortage.lost:
+            # An answer may have ended in a step before.
+            while self._launched:
+                done += self._read(self._launched.popleft())
+        for sequence in shortage.lost:
+            if not sequence.finished:
+                self._scheduler.finish(sequence, spoiled=True)
+                done += self._complete(
+                    sequence, Completion(0, error=("out_of_memory", "no memory is left to compute even one token of it"))
+                )
+        return done
+
     def _read(self, launched: Launched) -> list[Completion]:
         """Take in the tokens of a step; waits for the device."""
         done: list[Completion] = []
         tokens = launched.tokens()
-        for name, seconds in zip(self._seconds, launched.seconds(), strict=True):
-            self._seconds[name] += seconds
+        busy, idle = launched.seconds()
+        self._seconds["device_s"] += busy
+        self._seconds["idle_s"] += idle
+        if self._pace is not None:
+            decoding = len(launched.step.decode)
+            self._pace.observe(launched.step.tokens - decoding, decoding, busy)
         for sequence, token in zip(launched.step.sampled, tokens, strict=True):
             if sequence.finished:
                 continue  # one token too many, launched before the last one was read
@@ -192,3 +237,4 @@ class Generator:
         self._launched.clear()
         if self._deterministic:
             self._scheduler.reset()
+            self._recovery.reset()

@@ -52,8 +52,8 @@ class Scheduler:
         assert max_rows > 0
         assert max_batch_tokens > 0
         self.pool = pool
-        self._budget = max_batch_tokens
-        self._max_rows = min(max_rows, max_batch_tokens)
+        self._planned = max_batch_tokens, min(max_rows, max_batch_tokens)
+        self._budget, self._most_rows = self._planned
         self._least_prefill = least_prefill
         self._most_wait = most_wait
         self._waited = 0
@@ -66,7 +66,7 @@ class Scheduler:
         self._joined: list[Sequence] = []
         self._changed = False
         self._before: list[Sequence] = []
-        self._rows: list[int] = list(range(self._max_rows - 1, -1, -1))
+        self._rows: list[int] = list(range(self._most_rows - 1, -1, -1))
         self._admitted = 0
         self.shared_tokens = 0
         """Prompt positions that were found in shared blocks instead of being computed."""
@@ -106,16 +106,26 @@ class Scheduler:
             self._residence.expect(sequence)
         self._waiting.extend(ordered)
 
-    def plan(self) -> Step | None:
-        """The next step, with its sequences moved past it; None while nothing can be computed."""
+    def lower(self, max_batch_tokens: int, max_rows: int) -> None:
+        """Plan no more than this from now on; those that decode already go on, even if they are more."""
+        self._budget = min(self._budget, max_batch_tokens)
+        self._most_rows = min(self._most_rows, max_rows)
+
+    def plan(self, most_prompt: int | None = None) -> Step | None:
+        """The next step, with its sequences moved past it; None while nothing can be computed.
+
+        most_prompt: most prompt tokens of it; None for all that the budget leaves.
+        """
         step = Step()
         self._decode(step)
-        left = self._budget - len(step.decode)
+        left = max(0, self._budget - len(step.decode))
+        if most_prompt is not None:
+            left = min(left, most_prompt)
         if left and self._starts_prompts(len(step.decode), left):
             for sequence in list(self._prefilling):
                 if left:
                     left -= self._prefill(step, sequence, left)
-            while left and self._waiting and self._rows and not self._residence.away and self._admit(self._waiting[0]):
+            while left and self._waiting and self._admits() and self._admit(self._waiting[0]):
                 sequence = self._waiting.popleft()
                 step.admitted.append(sequence)
                 left -= self._prefill(step, sequence, left)
@@ -133,6 +143,7 @@ class Scheduler:
         """
         assert not sequence.finished
         sequence.finished = True
+        self._prefilling.pop(sequence, None)
         if spoiled:
             self.pool.withdraw(sequence.blocks)
         elif self._lengths is not None:
@@ -143,10 +154,11 @@ class Scheduler:
         return self._residence.leave(sequence)
 
     def reset(self) -> None:
-        """Forget shared prefixes and the order in which rows were used; nothing may be running or waiting."""
+        """Forget shared prefixes, lower limits and the order in which rows were used; nothing may be left to do."""
         assert not self.has_work
         self.pool.reset()
-        self._rows = list(range(self._max_rows - 1, -1, -1))
+        self._budget, self._most_rows = self._planned
+        self._rows = list(range(self._most_rows - 1, -1, -1))
         self._waited = self._admitted = 0
 
     def _decode(self, step: Step) -> None:
@@ -179,16 +191,24 @@ class Scheduler:
 
     def _starts_prompts(self, decoding: int, left: int) -> bool:
         """Whether this step may have prompts beside `decoding` sequences."""
-        if self._least_prefill > 1 and decoding * 4 >= self._max_rows and self._waited < self._most_wait:
+        if self._least_prefill > 1 and decoding * 4 >= self._most_rows and self._waited < self._most_wait:
             least = min(self._least_prefill, left)
             ready = sum(len(s.prompt) - s.written for s in self._prefilling)
             if ready < least and not self._residence.away:
-                ready += self._residence.prompt_tokens(self._waiting, len(self._rows), least - ready)
+                ready += self._residence.prompt_tokens(self._waiting, self._free_rows, least - ready)
             if ready < least:
                 self._waited += ready > 0
                 return False
         self._waited = 0
         return True
+
+    @property
+    def _free_rows(self) -> int:
+        """Sequences that may be admitted for all that rows matter. Those on the host keep theirs."""
+        return max(0, len(self._rows) - (self._planned[1] - self._most_rows))
+
+    def _admits(self) -> bool:
+        return self._free_rows > 0 and not self._residence.away
 
     def _admit(self, sequence: Sequence) -> bool:
         """Give the sequence a row and blocks, if they can be had."""
