@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -133,12 +134,11 @@ def bench(context: typer.Context) -> None:
     settings = parse(context.args, "overnight bench")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with _exit_status(), ExitStack() as stack:
-        _configure_prefect(stack, Path(stack.enter_context(TemporaryDirectory(prefix="overnight-bench-"))))
+        flow = _flow("bench", stack, Path(stack.enter_context(TemporaryDirectory(prefix="overnight-bench-"))))
         from httpx import HTTPError
         from prefect.exceptions import PrefectException
 
         from engine.bench_process import BenchFailed
-        from flows.bench import bench as flow
 
         try:
             flow(settings)
@@ -179,14 +179,13 @@ def _answer(job: Job, config: Path | None) -> RunReport:
             if run.finished is not None:
                 return verified_report(run)
             OPENED.set(run)
-            _configure_prefect(stack, run.folder.path / "prefect")
+            flow = _flow("infer", stack, run.folder.path / "prefect")
             from httpx import HTTPError
             from prefect.exceptions import PrefectException
 
-            from flows.infer import infer as flow
-
             failures += (PrefectException, HTTPError)
-            return flow(config=str(config or ""), run_dir=str(job.run_path))
+            report: RunReport = flow(config=str(config or ""), run_dir=str(job.run_path))
+            return report
     except failures as error:
         if run is None:
             raise
@@ -227,23 +226,30 @@ def _print(report: RunReport) -> None:
     print_summary(report, Console())
 
 
-def _configure_prefect(stack: ExitStack, home: Path) -> None:
-    """Give Prefect a server of the run's own unless one is configured, and keep its log lines off the display.
+def _flow(name: str, stack: ExitStack, home: Path) -> Any:
+    """A flow of `flows`, on the configured Prefect server or on one of the run's own, whose state is in `home`.
 
-    What goes wrong is told once, by the report, so Prefect's own tracebacks of it are left out too.
+    That server boots while Prefect is imported, since both take seconds, and is ended again where one turns out to be
+    configured. Prefect's log lines are kept off the display: what goes wrong is told once, by the report.
     """
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")  # nothing is reported from a run
     os.environ.setdefault("DO_NOT_TRACK", "1")
-    from prefect.context import refresh_global_settings_context
-    from prefect.settings import get_current_settings
-
     from tasks.local_server import local_server
 
-    if get_current_settings().api.url is None:
-        os.environ["PREFECT_API_URL"] = stack.enter_context(local_server(home))
-        os.environ["PREFECT_LOGGING_TO_API_ENABLED"] = "false"  # a server that ends with the run keeps no logs
-        refresh_global_settings_context()
+    starting = ExitStack()
+    server = None if os.environ.get("PREFECT_API_URL") else starting.enter_context(local_server(home))
+    with starting:
+        flow = getattr(import_module(f"flows.{name}"), name)
+        from prefect.context import refresh_global_settings_context
+        from prefect.settings import get_current_settings
+
+        if server is not None and get_current_settings().api.url is None:
+            os.environ["PREFECT_API_URL"] = server.wait()
+            os.environ["PREFECT_LOGGING_TO_API_ENABLED"] = "false"  # a server that ends with the run keeps no logs
+            refresh_global_settings_context()
+            stack.push(starting.pop_all())
+    return flow
 
 
 def _settings(

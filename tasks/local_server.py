@@ -34,12 +34,26 @@ ENVIRONMENT = {
 }
 
 
-@contextlib.contextmanager
-def local_server(home: Path) -> Iterator[str]:
-    """Run a server whose state is in `home`; gives its API URL.
+class LocalServer:
+    """A server that boots while its caller does something else."""
 
-    Raises RunError if it does not answer within two minutes.
-    """
+    def __init__(self, child: Child, database: Path, template: Path) -> None:
+        self._child, self._database, self._template = child, database, template
+
+    def wait(self) -> str:
+        """The API's URL, once requests are answered. Raises RunError if that takes more than two minutes."""
+        child = self._child
+        message = child.receive() if wait([child.connection], START_SECONDS) else None
+        if message is None:
+            raise RunError(f"the local Prefect server did not start, its log is {child.log}: {child.last_words()}")
+        if not self._template.exists():
+            _keep(self._database, self._template)
+        return f"http://127.0.0.1:{message['port']}/api"
+
+
+@contextlib.contextmanager
+def local_server(home: Path) -> Iterator[LocalServer]:
+    """Start a server whose state is in `home`, and end it with the block."""
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
     template = _template()
     database = home / "prefect.db"
@@ -52,12 +66,7 @@ def local_server(home: Path) -> Iterator[str]:
     environment["PREFECT_API_URL"] = ""
     child = Child("tasks.local_server:serve", environment=environment, log=home / "server.log")
     try:
-        message = child.receive() if wait([child.connection], START_SECONDS) else None
-        if message is None:
-            raise RunError(f"the local Prefect server did not start, its log is {child.log}: {child.last_words()}")
-        if not template.exists():
-            _keep(database, template)
-        yield f"http://127.0.0.1:{message['port']}/api"
+        yield LocalServer(child, database, template)
     finally:
         child.end()
 
