@@ -185,7 +185,7 @@ class Generator:
             if not sequence.finished:
                 self._scheduler.finish(sequence, spoiled=True)
                 done += self._complete(
-                    sequence, Completion(0, error=("out_of_memory", "no memory is left to compute even one token of it"))
+                    sequence, Completion(0, error=("out_of_memory", "no memory is left for even one token of it"))
                 )
         return done
 
