@@ -8,6 +8,8 @@ name, because the attention function alone would not notice. Checking the files 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from engine import attention
 from engine.quantized import dequantized
-from engine.weights import checkpoint_files, open_weights
+from engine.weights import Source, checkpoint_files, open_weights
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
@@ -45,10 +47,12 @@ def load_model(
     revision: str | None = None,
     trust_remote_code: bool = False,
     head: bool = True,
+    weights: Mapping[str, Source] | None = None,
 ) -> PreTrainedModel:
     """Load the checkpoint in folder (or hub id) `path` in eval mode, weights in `dtype` on `device`.
 
-    With `head` the model has its language-model head, else it ends with the last hidden state. A local folder is
+    With `head` the model has its language-model head, else it ends with the last hidden state. `weights` are the
+    tensors of the checkpoint, if somebody has opened them on `device` already. A local folder is
     loaded without any network access. A checkpoint quantized to int4 or FP8 in a format that `engine.quantized` reads
     is dequantized to `dtype`. Raises ValueError for an architecture or a quantization the engine cannot run, and for
     weights that are missing or of another shape; OSError where files cannot be read.
@@ -75,7 +79,8 @@ def load_model(
         model, loading = loader.from_pretrained(str(path), **options, **where)
         check_model(model)
     else:
-        with open_weights(checkpoint_files(str(path), **where), device) as sources:
+        with ExitStack() as opened:
+            sources = weights or opened.enter_context(open_weights(checkpoint_files(str(path), **where), device))
             if quantization is not None:
                 sources = dequantized(quantization, sources, dtype)
                 del config.quantization_config

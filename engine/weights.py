@@ -4,27 +4,32 @@ transformers' loader takes any object that gives its tensor for `source[...]`, a
 itself renames, fuses, converts, ties and reports. So this module holds only the reading. On CPU a source is
 safetensors' own slice, a view of the mapped file. On a GPU transformers would copy from mapped, pageable memory;
 here each thread reads pieces of the file into a few pinned buffers that all threads share, and while one piece is on
-its way to the device the next is read. No host copy of the checkpoint exists at any time. Which tensors a model
-needs, and what they mean, is left to the caller.
+its way to the device the next is read. No host copy of the checkpoint exists at any time. Such reading can begin before
+anybody asks, and before transformers, which takes seconds, is imported: it is imported here only where it is needed.
+Which tensors a model needs, and what they mean, is left to the caller.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from queue import SimpleQueue
+from threading import Lock
 from types import EllipsisType
 from typing import Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
 _PIECE = 16 * 2**20  # bytes of one pinned buffer: 0.3 ms of copying, long against the cost of a system call
+_PIECE_AHEAD = 64 * 2**20  # beside a thread that imports, which gives the interpreter up once in 5 ms
 _BUFFERS = 8  # two for each of the four threads with which transformers reads
+_THREADS_AHEAD = 4
 
 _DTYPES = {
     "F64": torch.float64,
@@ -55,6 +60,8 @@ def checkpoint_files(path: str, *, revision: str = "main", local_files_only: boo
 
     Raises ValueError where there are none, OSError where the hub does not answer.
     """
+    from transformers.utils.hub import cached_file, get_checkpoint_shard_files
+
     where = {"revision": revision, "local_files_only": local_files_only}
     single = cached_file(path, "model.safetensors", _raise_exceptions_for_missing_entries=False, **where)
     if single is not None:
@@ -67,15 +74,19 @@ def checkpoint_files(path: str, *, revision: str = "main", local_files_only: boo
 
 
 @contextmanager
-def open_weights(files: Sequence[str | Path], device: torch.device) -> Iterator[dict[str, Source]]:
+def open_weights(
+    files: Sequence[str | Path], device: torch.device, *, ahead: bool = False
+) -> Iterator[dict[str, Source]]:
     """The sources of every tensor in `files` by name, to be read inside the context, each giving a tensor on `device`.
 
-    On leaving, every tensor read is complete on the device. CPU tensors are views of the mapped files and stay valid.
+    With `ahead` other threads start at once to read all tensors onto a GPU, unless they fill more than half of what is
+    free there. On leaving, every tensor read is complete on the device. CPU tensors are views of the mapped files and
+    stay valid.
     Raises ValueError for a file that is not whole or holds a dtype that torch lacks, OSError for one that is absent.
     """
     sources: dict[str, Source] = {}
     with ExitStack() as opened:
-        staging = Staging(device) if device.type != "cpu" else None
+        staging = Staging(device, piece=_PIECE_AHEAD if ahead else _PIECE) if device.type != "cpu" else None
         for file in files:
             try:
                 mapped = opened.enter_context(safe_open(file, framework="pt"))
@@ -87,6 +98,10 @@ def open_weights(files: Sequence[str | Path], device: torch.device) -> Iterator[
                 descriptor = os.open(file, os.O_RDONLY)
                 opened.callback(os.close, descriptor)
                 sources |= staged_sources(descriptor, staging)
+        if ahead and device.type == "cuda":
+            threads = ThreadPoolExecutor(_THREADS_AHEAD, thread_name_prefix="weights")
+            opened.callback(threads.shutdown, cancel_futures=True)
+            threads.submit(_read_ahead, threads, list(sources.values()), device)
         yield sources
         if device.type == "cuda":
             torch.cuda.synchronize(device)
@@ -97,19 +112,28 @@ class Staging:
 
     def __init__(self, device: torch.device, *, piece: int = _PIECE, buffers: int = _BUFFERS) -> None:
         self.device = device
-        pinned = device.type == "cuda"
-        memory = torch.empty(piece * buffers, dtype=torch.uint8, pin_memory=pinned)
-        self._piece = piece
+        self._piece, self._buffers = piece, buffers
         self._free: SimpleQueue[tuple[torch.Tensor, torch.cuda.Event | None]] = SimpleQueue()
-        for buffer in memory.view(buffers, piece):
-            event = torch.cuda.Event() if pinned else None  # type: ignore[no-untyped-call]
-            self._free.put((buffer, event))
+        self._lock, self._allocated = Lock(), False
+
+    def _allocate(self) -> None:
+        """By the first reader, since it may create the device's context, which takes a while."""
+        with self._lock:
+            if self._allocated:
+                return
+            pinned = self.device.type == "cuda"
+            memory = torch.empty(self._piece * self._buffers, dtype=torch.uint8, pin_memory=pinned)
+            for buffer in memory.view(self._buffers, self._piece):
+                event = torch.cuda.Event() if pinned else None  # type: ignore[no-untyped-call]
+                self._free.put((buffer, event))
+            self._allocated = True
 
     def read(self, descriptor: int, offset: int, target: torch.Tensor) -> None:
         """Fill `target` (flat uint8 on the device) with the file's bytes from `offset` on.
 
         The copies are queued on the device's current stream. Raises OSError for a file that ends early.
         """
+        self._allocate()
         for start in range(0, target.numel(), self._piece):
             part = target[start : start + self._piece]
             buffer, copied = self._free.get()  # the one that has waited longest
@@ -125,12 +149,14 @@ class Staging:
                 self._free.put((buffer, copied))
 
 
-class _StagedSource:
-    """A tensor of a file, read through the staging buffers."""
+class StagedSource:
+    """A tensor of a file, read through the staging buffers, when asked for or before."""
 
     def __init__(self, descriptor: int, offset: int, dtype: str, shape: list[int], staging: Staging) -> None:
         self._descriptor, self._offset, self._staging = descriptor, offset, staging
         self._dtype, self._shape = dtype, shape
+        self._lock, self._taken = Lock(), False
+        self._tensor: torch.Tensor | None = None
 
     def get_shape(self) -> list[int]:
         return self._shape
@@ -139,12 +165,29 @@ class _StagedSource:
         return self._dtype
 
     def __getitem__(self, index: EllipsisType) -> torch.Tensor:
+        with self._lock:
+            self._taken = True
+            tensor, self._tensor = self._tensor, None
+        return self._read() if tensor is None else tensor
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensor."""
+        return math.prod(self._shape) * _DTYPES[self._dtype].itemsize
+
+    def prefetch(self) -> None:
+        """Read the tensor now, for whoever asks for it first; nothing if somebody has. That one meets errors too."""
+        with self._lock:
+            if not self._taken and self._tensor is None:
+                self._tensor = self._read()
+
+    def _read(self) -> torch.Tensor:
         tensor = torch.empty(self._shape, dtype=_DTYPES[self._dtype], device=self._staging.device)
         self._staging.read(self._descriptor, self._offset, tensor.view(-1).view(torch.uint8))
         return tensor
 
 
-def staged_sources(descriptor: int, staging: Staging) -> dict[str, Source]:
+def staged_sources(descriptor: int, staging: Staging) -> dict[str, StagedSource]:
     """The sources of an open safetensors file: eight bytes of length, a JSON header, then the tensors' bytes.
 
     Raises ValueError for a dtype that torch lacks.
@@ -152,13 +195,20 @@ def staged_sources(descriptor: int, staging: Staging) -> dict[str, Source]:
     length = int.from_bytes(os.pread(descriptor, 8, 0), "little")
     header = json.loads(os.pread(descriptor, length, 8))
     header.pop("__metadata__", None)
-    sources: dict[str, Source] = {}
+    sources: dict[str, StagedSource] = {}
     for name, entry in header.items():
         if entry["dtype"] not in _DTYPES:
             raise ValueError(f"weight {name} has dtype {entry['dtype']}, which is not supported")
         offset = 8 + length + entry["data_offsets"][0]
-        sources[name] = _StagedSource(descriptor, offset, entry["dtype"], entry["shape"], staging)
+        sources[name] = StagedSource(descriptor, offset, entry["dtype"], entry["shape"], staging)
     return sources
+
+
+def _read_ahead(threads: ThreadPoolExecutor, sources: list[Source], device: torch.device) -> None:
+    staged = [source for source in sources if isinstance(source, StagedSource)]
+    if 2 * sum(source.nbytes for source in staged) <= torch.cuda.mem_get_info(device)[0]:
+        for source in staged:
+            threads.submit(source.prefetch)
 
 
 def _read_whole(descriptor: int, buffer: torch.Tensor, offset: int) -> None:

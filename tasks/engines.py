@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from engine.model import load_model, resolve_dtype
 from engine.precision import quantize
 from engine.request import Engine
 from engine.score import Scorer
+from engine.weights import Source
 from tasks.settings import Settings
 
 
@@ -26,8 +28,17 @@ class BuiltEngine(NamedTuple):
     embedding_size: int | None = None
 
 
-def build_engine(settings: Settings, checkpoint: Checkpoint, device_name: str, threads: int) -> BuiltEngine:
-    """Load the model on `device_name` ("cpu" or "cuda"), quantize it if that is asked for, and wrap it."""
+def build_engine(
+    settings: Settings,
+    checkpoint: Checkpoint,
+    device_name: str,
+    threads: int,
+    weights: Mapping[str, Source] | None = None,
+) -> BuiltEngine:
+    """Load the model on `device_name` ("cpu" or "cuda"), quantize it if that is asked for, and wrap it.
+
+    `weights` are the checkpoint's tensors, if they are open already.
+    """
     torch.set_num_threads(threads)
     device = torch.device(device_name)
     kind = settings.job.kind
@@ -37,6 +48,7 @@ def build_engine(settings: Settings, checkpoint: Checkpoint, device_name: str, t
         device=device,
         trust_remote_code=settings.model.trust_remote_code,
         head=kind != "embed",
+        weights=weights,
     )
     precision = quantize(model, settings.model.quantization)
     if kind == "embed":

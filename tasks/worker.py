@@ -162,11 +162,16 @@ def build(order: WorkerOrder) -> tuple[BuiltEngine, ResultTable, int]:
 
     Raises InputError, ValueError or OSError for a model that cannot be loaded.
     """
-    from tasks.engines import build_engine
+    import torch
 
-    settings = order.settings
-    checkpoint = Checkpoint.open(settings.model.path, settings.model.revision, settings.model.trust_remote_code)
-    built = build_engine(settings, checkpoint, order.device, order.threads)
+    from engine.weights import open_weights
+
+    settings, code = order.settings, order.settings.model.trust_remote_code
+    checkpoint = Checkpoint.open(settings.model.path, settings.model.revision, code)
+    with open_weights(checkpoint.weights, torch.device(order.device), ahead=not code) as weights:
+        from tasks.engines import build_engine  # imports transformers, while the weights are read
+
+        built = build_engine(settings, checkpoint, order.device, order.threads, weights)
     return built, ResultTable(settings, checkpoint.tokenizer(), built.embedding_size), checkpoint.context_length
 
 

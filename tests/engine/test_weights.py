@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from engine.weights import Source, Staging, checkpoint_files, open_weights, staged_sources
+from engine.weights import StagedSource, Staging, checkpoint_files, open_weights, staged_sources
 
 CPU = torch.device("cpu")
 
@@ -42,14 +42,14 @@ def weights_file(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def staged(weights_file: Path) -> Iterator[dict[str, Source]]:
+def staged(weights_file: Path) -> Iterator[dict[str, StagedSource]]:
     """The file's tensors through four buffers of 1000 bytes, smaller than most of them."""
     descriptor = os.open(weights_file, os.O_RDONLY)
     yield staged_sources(descriptor, Staging(CPU, piece=1000, buffers=4))
     os.close(descriptor)
 
 
-def test_staged_tensors_are_those_of_safetensors(weights_file: Path, staged: dict[str, Source]) -> None:
+def test_staged_tensors_are_those_of_safetensors(weights_file: Path, staged: dict[str, StagedSource]) -> None:
     expected = load_file(weights_file)
     assert staged.keys() == expected.keys()
     with ThreadPoolExecutor(8) as threads:
@@ -60,6 +60,16 @@ def test_staged_tensors_are_those_of_safetensors(weights_file: Path, staged: dic
         assert read[name].dtype is tensor.dtype
         assert staged[name].get_shape() == list(tensor.shape)
         torch.testing.assert_close(read[name], tensor, rtol=0, atol=0, equal_nan=True)
+
+
+def test_a_tensor_read_ahead_is_given_once(weights_file: Path, staged: dict[str, StagedSource]) -> None:
+    source, expected = staged["long"], load_file(weights_file)["long"].clone()
+    source.prefetch()
+    os.truncate(weights_file, 2000)  # from here on reading fails
+    torch.testing.assert_close(source[...], expected, rtol=0, atol=0)
+    source.prefetch()  # nobody would take it
+    with pytest.raises(OSError, match="bytes early"):
+        source[...]
 
 
 def test_mapped_tensors_outlive_the_context(weights_file: Path) -> None:
@@ -89,7 +99,7 @@ def test_a_file_cut_short_is_refused_by_name(weights_file: Path) -> None:
         pass
 
 
-def test_a_file_that_shrinks_while_read_is_an_error(weights_file: Path, staged: dict[str, Source]) -> None:
+def test_a_file_that_shrinks_while_read_is_an_error(weights_file: Path, staged: dict[str, StagedSource]) -> None:
     os.truncate(weights_file, 2000)
     with pytest.raises(OSError, match="bytes early"):
         staged["long"][...]

@@ -32,12 +32,13 @@ def test_the_model_is_that_of_transformers(dtype: torch.dtype) -> None:
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
 
 
-def test_tensors_longer_than_the_buffers_arrive_whole(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ahead", [False, True])
+def test_tensors_longer_than_the_buffers_arrive_whole(tmp_path: Path, ahead: bool) -> None:
     generator = torch.Generator().manual_seed(1)
     tensors = {str(n): torch.randint(0, 256, (n * 2**20 + 3,), generator=generator).byte() for n in (1, 16, 17, 300)}
     tensors["scalar"] = torch.tensor(1.5)
     save_file(tensors, tmp_path / "model.safetensors")
-    with open_weights([tmp_path / "model.safetensors"], CUDA) as sources:
+    with open_weights([tmp_path / "model.safetensors"], CUDA, ahead=ahead) as sources:
         read = {name: source[...] for name, source in sources.items()}
     for name, tensor in tensors.items():
         assert torch.equal(read[name].cpu(), tensor)
