@@ -86,6 +86,10 @@ def execution(
     layers = layer_shapes(model, settings)
     widest = -(-context // BLOCK)
     if not cpu:
+        if any(shape.key_size != shape.value_size for shape in layers.values()):
+            raise ValueError(
+                f"{type(model).__name__} has keys and values of different sizes; it cannot run on a GPU here"
+            )
         if settings.kv_dtype == "fp8":
             require_fp8(model.device, "engine.kv_dtype")
         from engine.cuda.memory import sized_runner  # Triton is there where a GPU is

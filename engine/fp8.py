@@ -58,6 +58,8 @@ class Fp8Linear(nn.Module):
         if not x.values.is_cuda:
             product = (x.values.float() * x.scales) @ (self.weight.float() * self.scale).t()
             return (product if self.bias is None else product + self.bias.float()).to(dtype)
+        if not len(x.values):
+            return torch.empty(0, len(self.weight), dtype=dtype, device=x.values.device)
         bias = None if self.bias is None else self.bias.to(torch.bfloat16)
         return torch._scaled_mm(
             x.values, self.weight.t(), scale_a=x.scales, scale_b=self.scale.t(), bias=bias,

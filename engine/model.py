@@ -18,10 +18,11 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrained
 from transformers.utils.logging import disable_progress_bar
 
 from engine import attention
-from engine.quantized import dequantized
+from engine.quantized import dequantized, is_int4
 from engine.weights import Source, checkpoint_files, open_weights
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_INT4 = "_overnight_stored_in_int4"
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
 
 
@@ -90,9 +91,15 @@ def load_model(
             model, loading = type(shell).from_pretrained(None, config=shell.config, state_dict=sources, **options)
     assert isinstance(model, PreTrainedModel)
     _check_complete(str(path), loading)
+    setattr(model, _INT4, quantization is not None and is_int4(quantization))
     model.requires_grad_(False)
     model.train(False)
     return model
+
+
+def stored_in_int4(model: PreTrainedModel) -> bool:
+    """Whether the checkpoint that the model was loaded from holds its weights in 4 bits."""
+    return bool(getattr(model, _INT4, False))
 
 
 def steady_positions(model: PreTrainedModel) -> int | None:

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from engine import int4
 from engine.fp8 import supports_fp8, to_fp8
+from engine.model import stored_in_int4
 
 GROUP = 128
 
@@ -27,20 +28,25 @@ def quantize(model: PreTrainedModel, method: str) -> str:
     if method == "none":
         return dtype
     if method == "awq":
-        _round_to_int4(model)
+        what = "int4 weights" if stored_in_int4(model) else _round_to_int4(model)
         if not supports_fp8(model.device):
-            return f"int4 weights of groups of {GROUP}, computed in {dtype}"
+            return f"{what}, computed in {dtype}"
         to_fp8(model)
-        return f"int4 weights of groups of {GROUP}, computed in fp8"
+        return f"{what}, computed in fp8"
     to_fp8(model)
     return "fp8 weights and activations"
 
 
 @torch.no_grad()
-def _round_to_int4(model: PreTrainedModel) -> None:
-    """Round the linear layers' weights to int4, the head's excepted. What is int4 already stays what it is."""
+def _round_to_int4(model: PreTrainedModel) -> str:
+    """Round the linear layers' weights to int4, the head's excepted; what was rounded, to be shown.
+
+    Layers whose inputs are not whole groups stay as they are.
+    """
     head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    for module in model.modules():
-        if type(module) is nn.Linear and module is not head and module.in_features % GROUP == 0:
-            weight = module.weight
-            weight.copy_(int4.decode(*int4.encode(weight, GROUP), weight.dtype))
+    layers = [module for module in model.modules() if type(module) is nn.Linear and module is not head]
+    rounded = [layer for layer in layers if layer.in_features % GROUP == 0]
+    for layer in rounded:
+        layer.weight.copy_(int4.decode(*int4.encode(layer.weight, GROUP), layer.weight.dtype))
+    which = "" if len(rounded) == len(layers) else f" in {len(rounded)} of {len(layers)} layers"
+    return f"weights rounded to int4 in groups of {GROUP}{which}"

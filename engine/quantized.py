@@ -144,6 +144,11 @@ def read_format(quantization: Mapping[str, Any]) -> Format:
     raise ValueError(f"the checkpoint's compressed-tensors format {form!r} is not supported; {SUPPORTED}")
 
 
+def is_int4(quantization: Mapping[str, Any]) -> bool:
+    """Whether the format that can be read is one of 4 bits."""
+    return not isinstance(read_format(quantization), FloatQuantized)
+
+
 def dequantized(
     quantization: Mapping[str, Any], sources: Mapping[str, Source], dtype: torch.dtype
 ) -> dict[str, Source]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from engine.cuda import verdicts
+from engine.cuda.attention import queries, tiling
 from engine.cuda.batch import Batch
 from engine.cuda.decoder import FusedDecoder
 from engine.cuda.modules import ModuleDecoder
@@ -93,7 +94,9 @@ def _same_logits(model: PreTrainedModel) -> bool:
     tables = torch.tensor([[1, 2]], dtype=torch.int32, device=model.device)
     half, at = _TOKENS - 1, torch.arange(_TOKENS, device=model.device)
     rows = torch.zeros(_TOKENS, dtype=torch.int64, device=model.device)
-    tiles = torch.tensor([[0, i, i, 1] for i in range(half)], dtype=torch.int32, device=model.device)
+    width = queries(copy.config.num_attention_heads, kv.layers[0].heads, model.dtype)
+    zero = np.zeros(1, np.int64)
+    tiles = torch.from_numpy(tiling(zero, zero, zero + half, 0, width)).to(model.device)
     prompt = Batch(rows[:half], at[:half], tables, 0, 0, 0, tiles)
     decode = Batch(rows[half:], at[half:], tables, 1, 2 * BLOCK, 1)
 
@@ -125,7 +128,7 @@ def _same_hidden(model: PreTrainedModel) -> bool:
 
 
 def _copy(model: PreTrainedModel) -> PreTrainedModel | None:
-    """A model of the same architecture, with a head, at most two layers and random weights; None where there is none."""
+    """A model of the same architecture with a head, two layers at most and random weights; None where there is none."""
     config = deepcopy(model.config)
     config.num_hidden_layers, config.vocab_size = min(_LAYERS, config.num_hidden_layers), _VOCABULARY
     for name in ("layer_types", "no_rope_layers"):

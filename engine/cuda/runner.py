@@ -57,9 +57,11 @@ class CudaRunner:
         shape = next(iter(kv.layers.values()))
         self._key_heads = shape.heads
         self._scaled = shape.scaled
-        self._most_widened = _WIDENED_BYTES // (2 * BLOCK * shape.heads * shape.key_size * model.dtype.itemsize)
+        widest = max(layer.heads * layer.key_size for layer in kv.layers.values())
+        self._most_widened = _WIDENED_BYTES // (2 * BLOCK * widest * model.dtype.itemsize)
         heads = model.config.get_text_config().num_attention_heads
-        self._queries = queries(heads, shape.heads, model.dtype)
+        # Layers may differ in key heads; tiles fit the one that has the most queries for a key.
+        self._queries = min(queries(heads, layer.heads, model.dtype) for layer in kv.layers.values())
         self._tables = torch.full((rows + 1, blocks), NULL_BLOCK, dtype=torch.int32, device=device)
         self._tables[rows] = kv.scratch
         self._last = torch.zeros(rows + 1, dtype=torch.int64, device=device)

@@ -1,9 +1,9 @@
 """Choosing the next token on a GPU in one or two passes over the logits.
 
 The same function as engine.sampling's: repetition penalty, temperature, top-k, top-p, min-p, then the highest logit
-with Gumbel noise from the row's own random stream. Where torch would sort every row, the lowest logit that is kept is found
-by bisection: at most 32 readings of a row, which stays in the cache. Draws differ from the CPU's only where two tokens
-are closer than the rounding of logarithms.
+with Gumbel noise from the row's own random stream. Where torch would sort every row, the lowest logit that is kept is
+found by bisection: at most 32 readings of a row, which stays in the cache. Draws differ from the CPU's only where two
+tokens are closer than the rounding of logarithms.
 """
 
 from __future__ import annotations

@@ -11,7 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
+from engine.fp8 import Fp8Linear
 from engine.model import load_model
+from engine.precision import quantize
 from engine.quantized import read_format
 from tests.engine.conftest import randomize
 from tests.engine.test_int4 import AWQ_ORDER, pack_rows
@@ -144,6 +146,19 @@ def test_a_quantized_checkpoint_answers_as_its_dequantized_weights(
     )
     lossy = (reference(IDS).logits - model(IDS).logits).abs().max()
     assert lossy > 0.01
+
+
+@pytest.mark.parametrize("format_name", list(FORMATS))
+def test_awq_takes_int4_weights_as_they_are(format_name: str, model: PreTrainedModel, tmp_path: Path) -> None:
+    """Only the rounding to FP8 that they are computed in; rounding to int4 again would cost a tenth."""
+    reference = _write(tmp_path, model, format_name)
+    loaded = load_model(tmp_path, dtype=torch.float32, device=CPU)
+    shown = quantize(loaded, "awq")
+    assert shown.startswith("int4 weights," if "float" not in format_name else "weights rounded")
+    for name, layer in loaded.named_modules():
+        if isinstance(layer, Fp8Linear) and "float" not in format_name:
+            wanted = reference.get_parameter(f"{name}.weight")
+            assert (layer.weight.float() * layer.scale - wanted).norm() / wanted.norm() < 0.04
 
 
 def test_the_wanted_dtype_is_rounded_to_once(model: PreTrainedModel, tmp_path: Path) -> None:
