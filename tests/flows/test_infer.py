@@ -184,7 +184,15 @@ def test_interrupted_by_the_user(
     source = write_rows(tmp_path / "in.jsonl", list(messages(5000)))
     words = program("infer", "--input", source, "--output", "out", "--config", config)
     words += ["--set", "sampling.max_tokens=200", "--set", "sampling.temperature=1"]
-    driver = subprocess.Popen(words, env=environment, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    # A shell that starts tests in the background has them ignore SIGINT, and their children too.
+    driver = subprocess.Popen(
+        words,
+        env=environment,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None,
+    )
     wait_for(lambda: list(tmp_path.glob(".overnight/*/attempts/*.json")))
     children = psutil.Process(driver.pid).children(recursive=True)
     driver.send_signal(number)
