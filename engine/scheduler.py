@@ -1,9 +1,9 @@
 """Which tokens the next forward pass computes: continuous batching under one token budget.
 
 Every sequence that decodes gets one token of the budget, then prompts get the rest, in chunks where a prompt is longer
-than what is left. Sequences that were added together start longest first, so that a batch does not end with a few long
-ones; those of about equal length keep the order in which they came, so that common beginnings stay together. Who may
-start and who has to sit out for want of KV blocks is left to engine.residence.
+than what is left. Sequences that were added together start with the longest answers, so that a batch does not end with
+a few of them, then with the longest prompts; those of about equal length keep the order in which they came, so that
+common beginnings stay together. Who may start and who has to sit out for want of KV blocks is left to engine.residence.
 
 A step that only decodes can be launched whole from a recording, one with prompts cannot; so prompts may be made to wait
 for one another, until they are worth a step.
@@ -242,7 +242,11 @@ class Scheduler:
         return stop - start
 
 
-def _length_class(sequence: Sequence) -> tuple[int, int]:
-    """Orders by the positions that a sequence may come to hold; equal within about a tenth."""
-    octave = sequence.positions.bit_length()
-    return octave, sequence.positions >> max(0, octave - 4)
+def _length_class(sequence: Sequence) -> tuple[int, int, int, int]:
+    """Orders by the steps that an answer may take, then by the positions to hold; equal within about a tenth."""
+    return *_tenth(sequence.max_tokens), *_tenth(sequence.positions)
+
+
+def _tenth(number: int) -> tuple[int, int]:
+    octave = number.bit_length()
+    return octave, number >> max(0, octave - 4)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from engine.cuda import attention, elementwise
 from engine.cuda.attention import Paged
+from engine.cuda.beside import beside
 from engine.paged import PagedKV
 
 
@@ -63,15 +64,29 @@ def paged(kv: PagedKV, layer: int) -> Paged:
 def attend(q: Tensor, layer: Paged, batch: Batch, *, scale: float, window: int | None) -> Tensor:
     """Attention [T, H, D] of q [T, H, D] over the cache, which holds the keys of these tokens already."""
     out = torch.empty_like(q)
-    count = batch.decoding
-    if count:
-        attention.decode(
-            q[:count], layer, batch.tables, batch.rows, batch.positions, out[:count],
-            scale=scale, window=window, split=batch.split, parts=batch.parts,
-        )  # fmt: skip
-    if batch.tiles is not None:
-        tables = batch.tables
-        if batch.widened is not None:
-            layer, tables = elementwise.widen(layer, batch.widened.blocks, q.dtype), batch.widened.tables
-        attention.prefill(q, layer, tables, batch.tiles, out, scale=scale, window=window)
+    if batch.tiles is None:
+        _decode(q, layer, batch, out, scale, window)
+    elif not batch.decoding:
+        _prefill(q, layer, batch, out, scale, window)
+    else:
+        with beside(q.device) as join:
+            _decode(q, layer, batch, out, scale, window)
+        _prefill(q, layer, batch, out, scale, window)
+        join()
     return out
+
+
+def _decode(q: Tensor, layer: Paged, batch: Batch, out: Tensor, scale: float, window: int | None) -> None:
+    count = batch.decoding
+    attention.decode(
+        q[:count], layer, batch.tables, batch.rows, batch.positions, out[:count],
+        scale=scale, window=window, split=batch.split, parts=batch.parts,
+    )  # fmt: skip
+
+
+def _prefill(q: Tensor, layer: Paged, batch: Batch, out: Tensor, scale: float, window: int | None) -> None:
+    assert batch.tiles is not None
+    tables = batch.tables
+    if batch.widened is not None:
+        layer, tables = elementwise.widen(layer, batch.widened.blocks, q.dtype), batch.widened.tables
+    attention.prefill(q, layer, tables, batch.tiles, out, scale=scale, window=window)

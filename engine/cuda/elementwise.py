@@ -21,12 +21,16 @@ from engine.cuda.elementwise_kernels import (
     quantize_kernel,
     rotate_kernel,
     silu_multiply_kernel,
+    silu_round_kernel,
     widen_kernel,
 )
 from engine.fp8 import FP8, Rounded
 from engine.paged import BLOCK
 
 Activations = Tensor | Rounded
+
+# Powers of two that a long row is made of at most; one alone would be filled to little more than a half.
+_PARTS = 8
 
 
 def _rounded(tokens: int, size: int, device: torch.device) -> Rounded:
@@ -51,14 +55,17 @@ def add_norm(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, *, 
 def silu_multiply(x: Tensor, *, quantized: bool) -> Activations:
     """silu(gate) * up [T, I] of x [T, 2 I], gate first."""
     tokens, size = x.shape[0], x.shape[1] // 2
-    out = _rounded(tokens, size, x.device) if quantized else torch.empty(tokens, size, dtype=x.dtype, device=x.device)
-    values, scales = (out.values, out.scales) if isinstance(out, Rounded) else (out, out)
-    width = min(triton.next_power_of_2(size), 4096 if quantized else 2048)
-    parts = -(-size // width)
-    grid = (tokens, 1) if quantized else (tokens, parts)
-    silu_multiply_kernel[grid](
-        x, values, scales, size, FP8=quantized, WIDTH=width, PARTS=parts if quantized else 1, num_warps=_warps(width)
-    )
+    if quantized:
+        rounded = _rounded(tokens, size, x.device)
+        width = triton.next_power_of_2(triton.cdiv(size, _PARTS))
+        silu_round_kernel[(tokens,)](
+            x, rounded.values, rounded.scales, size,
+            WIDTH=width, PARTS=triton.cdiv(size, width), num_warps=_warps(width),
+        )  # fmt: skip
+        return rounded
+    out = torch.empty(tokens, size, dtype=x.dtype, device=x.device)
+    width = min(triton.next_power_of_2(size), 2048)
+    silu_multiply_kernel[(tokens, triton.cdiv(size, width))](x, out, size, WIDTH=width, num_warps=_warps(width))
     return out
 
 

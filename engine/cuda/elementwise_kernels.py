@@ -35,30 +35,38 @@ def norm_kernel(x_ptr, residual_ptr, weight_ptr, out_ptr, scale_ptr, size, eps,
 
 
 @triton.jit
-def silu_multiply_kernel(x_ptr, out_ptr, scale_ptr, size, FP8: tl.constexpr, WIDTH: tl.constexpr, PARTS: tl.constexpr):
+def _gated(gate_ptr, lane, size):
+    """silu(gate) * up of part of a row, gates first."""
+    inside = lane < size
+    gate = tl.load(gate_ptr + lane, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(gate_ptr + size + lane, mask=inside, other=0.0)
+    return (gate / (1.0 + tl.exp(-gate))).to(up.dtype) * up
+
+
+@triton.jit
+def silu_multiply_kernel(x_ptr, out_ptr, size, WIDTH: tl.constexpr):
     token = tl.program_id(0).to(tl.int64)
-    first = tl.program_id(1) * WIDTH
-    gate_ptr = x_ptr + token * 2 * size
+    lane = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
+    tl.store(out_ptr + token * size + lane, _gated(x_ptr + token * 2 * size, lane, size), mask=lane < size)
+
+
+@triton.jit
+def silu_round_kernel(x_ptr, out_ptr, scale_ptr, size, WIDTH: tl.constexpr, PARTS: tl.constexpr):
+    """The same in 8 bits. A scale is of the whole row, which stays in registers, in parts, until it is known."""
+    token = tl.program_id(0).to(tl.int64)
+    lane = tl.arange(0, WIDTH)
+    parts = ()
     highest = 0.0
-    # A scale is of the whole row, so a row is read again for rounding, from the cache.
-    for turn in range(2 if FP8 else 1):
-        for part in range(PARTS):
-            lane = first + part * WIDTH + tl.arange(0, WIDTH)
-            inside = lane < size
-            gate = tl.load(gate_ptr + lane, mask=inside, other=0.0).to(tl.float32)
-            up = tl.load(gate_ptr + size + lane, mask=inside, other=0.0)
-            y = (gate / (1.0 + tl.exp(-gate))).to(up.dtype) * up
-            if FP8:
-                y = y.to(tl.float32)
-                if turn == 0:
-                    highest = tl.maximum(highest, tl.max(tl.abs(y)))
-                else:
-                    scale = tl.maximum(highest, _TINY) / 448.0
-                    tl.store(out_ptr + token * size + lane, (y / scale).to(tl.float8e4nv), mask=inside)
-            else:
-                tl.store(out_ptr + token * size + lane, y, mask=inside)
-    if FP8:
-        tl.store(scale_ptr + token, tl.maximum(highest, _TINY) / 448.0)
+    for part in tl.static_range(PARTS):
+        y = _gated(x_ptr + token * 2 * size, part * WIDTH + lane, size)
+        highest = tl.maximum(highest, tl.max(tl.abs(y.to(tl.float32))))
+        parts = parts + (y,)  # noqa: RUF005 # type: ignore[assignment] # Triton knows neither unpacking nor lists
+    scale = tl.maximum(highest, _TINY) / 448.0
+    for part in tl.static_range(PARTS):
+        spots = part * WIDTH + lane
+        y = (parts[part].to(tl.float32) / scale).to(tl.float8e4nv)
+        tl.store(out_ptr + token * size + spots, y, mask=spots < size)
+    tl.store(scale_ptr + token, scale)
 
 
 @triton.jit

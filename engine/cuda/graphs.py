@@ -1,8 +1,9 @@
 """Decode steps as CUDA graphs: a whole step is launched as one, whatever its layers.
 
 The first step of a size is launched kernel by kernel, which sets up libraries and compiles what capture could not; a
-graph is captured when the size is needed again, so that a run pays for those it uses. Sizes are a sixteenth apart; rows
-that only fill up a batch work on a row and a block of their own.
+graph is captured when the size is needed again, so that a run pays for those it uses. A capture takes as long as a
+large step, so sizes are few: multiples of what products are cut into, at most an eighth apart where batches are large.
+Rows that only fill up a batch work on a row and a block of their own.
 """
 
 from __future__ import annotations
@@ -12,11 +13,17 @@ from typing import Any
 
 import torch
 
+# Rows that products are cut into, and the smallest batch: one row takes as long as these.
+_TILE = 64
+_LEAST = 16
+
 
 def size_for(rows: int) -> int:
     """The batch size, at least `rows`, of the graph that decodes so many rows."""
-    step = max(1, 1 << max(0, (rows - 1).bit_length() - 4))
-    step = max(step, min(8, 1 << (rows - 1).bit_length() >> 1))
+    power = 1 << (rows - 1).bit_length()
+    if rows <= 2 * _TILE:  # as long as the weights take to read
+        return max(_LEAST, power)
+    step = max(_TILE, power >> 4)
     return -(-rows // step) * step
 
 
@@ -29,15 +36,19 @@ class Graphs:
         self._seen: set[tuple[int, ...]] = set()
         self._pool: Any = None
 
+    def prepare(self, key: tuple[int, ...]) -> None:
+        """Capture the work for `key` if that pays; nothing is queued on the device."""
+        if key in self._seen and key not in self._graphs:
+            self._graphs[key] = self._capture(key)
+
     def run(self, key: tuple[int, ...]) -> None:
         """Do the work for `key`."""
-        if key not in self._seen:
+        graph = self._graphs.get(key)
+        if graph is None:
             self._work(*key)
             self._seen.add(key)
-            return
-        if key not in self._graphs:
-            self._graphs[key] = self._capture(key)
-        self._graphs[key].replay()
+        else:
+            graph.replay()
 
     def drop(self) -> None:
         """Forget the captured steps and give their memory back; none may be under way."""

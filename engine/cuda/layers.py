@@ -101,11 +101,11 @@ class FusedLayers:
             if after is None and keep is not None:
                 # Behind the last attention, only what is kept matters.
                 a, residual = a[keep], residual[keep]
-            x = layer.out(elementwise.quantize(a) if layer.out.quantized else a)
-            x = elementwise.add_norm(x, residual, *layer.between, quantized=layer.gate_up.quantized)
-            x = layer.down(elementwise.silu_multiply(layer.gate_up(x), quantized=layer.down.quantized))
+            mixed = elementwise.quantize(a) if layer.out.quantized else a
+            x = _add_norm(layer.out, mixed, residual, layer.between, quantized=layer.gate_up.quantized)
+            gated = elementwise.silu_multiply(layer.gate_up(x), quantized=layer.down.quantized)
             norm, rounded = (self._last, quantized) if after is None else (after.before, after.qkv.quantized)
-            x = elementwise.add_norm(x, residual, *norm, quantized=rounded)
+            x = _add_norm(layer.down, gated, residual, norm, quantized=rounded)
         return x
 
     def rotary(self, positions: int) -> tuple[Tensor, Tensor]:
@@ -115,6 +115,14 @@ class FusedLayers:
             cos, sin = self._rotary_embedding(torch.zeros(1, dtype=torch.float32, device=self.device), at)
         half = cos.shape[-1] // 2
         return cos[0, :, :half].contiguous(), sin[0, :, :half].contiguous()
+
+
+def _add_norm(projection: Projection, x: Activations, residual: Tensor, norm: Norm, *, quantized: bool) -> Activations:
+    """RMS norm of residual [T, N] and the product for x [T, in] together; `residual` becomes that sum."""
+    if projection.adds and isinstance(x, Tensor):
+        projection.add(x, residual)
+        return elementwise.add_norm(residual, None, *norm, quantized=quantized)
+    return elementwise.add_norm(projection(x), residual, *norm, quantized=quantized)
 
 
 class _Calls:

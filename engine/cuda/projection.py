@@ -53,6 +53,15 @@ class Projection:
                 part.weight = nn.Buffer(view) if self.quantized else nn.Parameter(view, requires_grad=False)
             start = stop
 
+    @property
+    def adds(self) -> bool:
+        """Whether `add` can be used."""
+        return not self.quantized and self._bias is None
+
+    def add(self, x: Tensor, total: Tensor) -> None:
+        """Add the product for x [T, in] to `total` [T, out], without a pass over memory of its own."""
+        total.addmm_(x, self._weight.t())
+
     def __call__(self, x: Activations) -> Tensor:
         """x [T, in] -> [T, out]."""
         if isinstance(x, Rounded):

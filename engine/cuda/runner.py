@@ -78,9 +78,11 @@ class CudaRunner:
     def launch(self, step: Step) -> LaunchedOnDevice:
         """Start to compute the step."""
         with torch.inference_mode():
+            if not step.chunks and self._graphs is not None:
+                self._graphs.prepare(self._key(step))  # the device may have to wait for this
             launched = LaunchedOnDevice(step, self._launched)
             self.move(step)
-            launched.give(self._mixed(step) if step.chunks else self._graphed(step))
+            launched.give(self._mixed(step) if step.chunks else self._decoded(step))
         self._launched = launched
         return launched
 
@@ -117,19 +119,22 @@ class CudaRunner:
             logits = self._decoder.logits(torch.zeros_like(batch.rows), batch, self._upload(keep))
             self._sample(logits, torch.full_like(self._upload(keep), self._idle), self._upload(keep))
 
-    def _graphed(self, step: Step) -> Tensor:
+    def _key(self, step: Step) -> tuple[int, int, int]:
+        """What a graph of this step depends on: the arguments of _decode."""
+        size = size_for(len(step.decode))
+        return size, *splits(step.decode[0].written, size, self._key_heads, self._processors)
+
+    def _decoded(self, step: Step) -> Tensor:
         rows = np.fromiter((s.row for s in step.decode), np.int64, len(step.decode))
-        size = size_for(len(rows))
-        key = (size, *splits(step.decode[0].written, size, self._key_heads, self._processors))
         if not np.array_equal(rows, self._batched[: len(rows)]) or len(rows) != len(self._batched):
             filled = np.full(len(self._batch), self._idle, np.int64)
             filled[: len(rows)] = rows
             self._batch.copy_(self._upload(filled))
             self._batched = rows
         if self._graphs is None:
-            self._decode(*key)
+            self._decode(*self._key(step))
         else:
-            self._graphs.run(key)
+            self._graphs.run(self._key(step))
         return self._tokens[: len(rows)]
 
     def _decode(self, size: int, split: int, parts: int) -> None:
