@@ -60,7 +60,7 @@ def silu_round_kernel(x_ptr, out_ptr, scale_ptr, size, WIDTH: tl.constexpr, PART
     for part in tl.static_range(PARTS):
         y = _gated(x_ptr + token * 2 * size, part * WIDTH + lane, size)
         highest = tl.maximum(highest, tl.max(tl.abs(y.to(tl.float32))))
-        parts = parts + (y,)  # noqa: RUF005 # type: ignore[assignment] # Triton knows neither unpacking nor lists
+        parts = parts + (y,)  # type: ignore[assignment]  # noqa: RUF005 - Triton cannot unpack
     scale = tl.maximum(highest, _TINY) / 448.0
     for part in tl.static_range(PARTS):
         spots = part * WIDTH + lane
