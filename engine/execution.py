@@ -49,6 +49,9 @@ class Executes(Protocol):
     def move(self, step: Step) -> None:
         """Only the step's swaps, and its rows' block tables; `launch` includes this. May be repeated."""
 
+    def foresee(self, step: Step) -> None:
+        """Prepare for steps like this one, beside its work; for speed alone. May run out of memory."""
+
     def release(self) -> None:
         """Give back memory that is kept for speed."""
 

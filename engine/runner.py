@@ -79,6 +79,9 @@ class Runner:
             ).logits[0]
         return Launched(step, self._sample(step.sampled, logits))
 
+    def foresee(self, step: Step) -> None:
+        """Nothing is prepared here."""
+
     def release(self) -> None:
         """Nothing is kept for speed here."""
 

@@ -215,7 +215,7 @@ def decode_kernel(
         tl.store(lse_ptr + index + heads, tl.full([GP], float("-inf"), tl.float32), mask=members < group)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count", "parts"])  # else compiled anew for numbers that 16 divides
 def merge_kernel(
     part_ptr, lse_ptr, out_ptr, count, parts, D: tl.constexpr, DP: tl.constexpr, LINES: tl.constexpr
 ):  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 from torch import Tensor
@@ -34,6 +35,10 @@ class FusedDecoder:
         """Logits [R, V] of the packed tokens ids int64 [T]; keep: int64 [R], which of them; None for all."""
         mix = partial(self._attention, batch)
         return self._head(self._layers.hidden(ids, mix, keep, quantized=self._head.quantized))
+
+    def products(self, rows: int) -> Callable[[], None]:
+        """The products of some layers for so many rows, for their time alone."""
+        return self._layers.products(rows)
 
     def _attention(self, batch: Batch, layer: Layer, qkv: Tensor) -> Tensor:
         call, cache = layer.call, paged(self._kv, layer.number)

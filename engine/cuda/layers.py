@@ -24,6 +24,9 @@ from engine.cuda.projection import Projection
 from engine.cuda.structure import epsilon
 from engine.trunk import trunk
 
+# Layers whose products are timed: more than a cache holds.
+_TIMED_LAYERS = 4
+
 
 class Norm(NamedTuple):
     """An RMS norm."""
@@ -107,6 +110,20 @@ class FusedLayers:
             norm, rounded = (self._last, quantized) if after is None else (after.before, after.qkv.quantized)
             x = _add_norm(layer.down, gated, residual, norm, quantized=rounded)
         return x
+
+    def products(self, rows: int) -> Callable[[], None]:
+        """The products of the first layers for so many rows, for their time alone."""
+        work: list[tuple[Projection, Activations]] = []
+        for layer in self._layers[:_TIMED_LAYERS]:
+            for projection in (layer.qkv, layer.out, layer.gate_up, layer.down):
+                x = torch.ones(rows, projection.inputs, dtype=self._embedding.dtype, device=self.device)
+                work.append((projection, elementwise.quantize(x) if projection.quantized else x))
+
+        def multiply() -> None:
+            for projection, x in work:
+                projection(x)
+
+        return multiply
 
     def rotary(self, positions: int) -> tuple[Tensor, Tensor]:
         """Cosines and sines of the first `positions` positions, float32 [positions, D / 2] each, as the model's own."""

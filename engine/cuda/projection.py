@@ -54,6 +54,11 @@ class Projection:
             start = stop
 
     @property
+    def inputs(self) -> int:
+        """Numbers of a row of x."""
+        return self._weight.shape[1]
+
+    @property
     def adds(self) -> bool:
         """Whether `add` can be used."""
         return not self.quantized and self._bias is None

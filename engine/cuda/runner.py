@@ -18,11 +18,14 @@ from transformers import PreTrainedModel
 
 from engine.cuda.attention import queries, splits, tiling
 from engine.cuda.batch import Batch, Widened
+from engine.cuda.decoder import FusedDecoder
 from engine.cuda.elementwise import likeliest
-from engine.cuda.graphs import Graphs, size_for
+from engine.cuda.graphs import Graphs
 from engine.cuda.launched import LaunchedOnDevice
 from engine.cuda.recipe import decoder
 from engine.cuda.sampling import draw
+from engine.cuda.sizes import Sizes
+from engine.cuda.timing import device_seconds
 from engine.paged import BLOCK, NULL_BLOCK, PagedKV
 from engine.sampling import Sampler
 from engine.settings import EngineSettings
@@ -52,6 +55,9 @@ class CudaRunner:
         self._kv = kv
         self._sampler = sampler
         self._idle = rows
+        self._sizes = Sizes(rows)
+        # Sizes that depend on measured times would make batches depend on them.
+        self._times_sizes = not settings.deterministic
         self._decoder = decoder(model, settings, kv, blocks * BLOCK)
         self._processors = torch.cuda.get_device_properties(device).multi_processor_count
         shape = next(iter(kv.layers.values()))
@@ -67,8 +73,8 @@ class CudaRunner:
         self._last = torch.zeros(rows + 1, dtype=torch.int64, device=device)
         self._positions = torch.zeros(rows + 1, dtype=torch.int64, device=device)
         self._samples = torch.zeros(rows + 1, dtype=torch.int64, device=device)
-        self._batch = torch.full((size_for(rows),), rows, dtype=torch.int64, device=device)
-        self._tokens = torch.zeros(size_for(rows), dtype=torch.int64, device=device)
+        self._batch = torch.full((self._sizes.largest,), rows, dtype=torch.int64, device=device)
+        self._tokens = torch.zeros(self._sizes.largest, dtype=torch.int64, device=device)
         self._batched: np.ndarray = np.empty(0, np.int64)
         self._graphs = Graphs(self._decode) if graphs else None
         self._launched: LaunchedOnDevice | None = None
@@ -78,13 +84,22 @@ class CudaRunner:
     def launch(self, step: Step) -> LaunchedOnDevice:
         """Start to compute the step."""
         with torch.inference_mode():
-            if not step.chunks and self._graphs is not None:
-                self._graphs.prepare(self._key(step))  # the device may have to wait for this
             launched = LaunchedOnDevice(step, self._launched)
             self.move(step)
             launched.give(self._mixed(step) if step.chunks else self._decoded(step))
         self._launched = launched
         return launched
+
+    def foresee(self, step: Step) -> None:
+        """Capture the graph of steps like this one, or else of those with some rows less."""
+        if step.chunks or self._graphs is None:
+            return
+        longest, size = step.decode[0].written, self._sizes.fit(len(step.decode))
+        with torch.inference_mode():
+            if not self._graphs.foresee(self._key(size, longest)):
+                below = self._sizes.below(size)
+                if below is not None:
+                    self._graphs.foresee(self._key(below, longest))
 
     def allocate(self, blocks: int) -> None:
         """Make the KV cache one of `blocks` blocks; what was in it is lost."""
@@ -105,7 +120,7 @@ class CudaRunner:
     def profile(self, tokens: int) -> None:
         """Compute a step of `tokens` tokens as large as one gets, on the idle line, for its peak of memory.
 
-        The kernels of later steps are compiled on the way.
+        The kernels of later steps are compiled on the way, and batch sizes chosen.
         """
         reach = self._tables.shape[1] * BLOCK
         counts = np.array([min(reach, tokens - start) for start in range(0, tokens, reach)], np.int64)
@@ -118,11 +133,13 @@ class CudaRunner:
             batch = self._pack(0, rows, np.zeros(len(counts), np.int64), counts, 1, held)
             logits = self._decoder.logits(torch.zeros_like(batch.rows), batch, self._upload(keep))
             self._sample(logits, torch.full_like(self._upload(keep), self._idle), self._upload(keep))
+            if self._times_sizes and isinstance(self._decoder, FusedDecoder):
+                products = self._decoder.products
+                self._sizes.choose(lambda rows: device_seconds(products(rows)))
 
-    def _key(self, step: Step) -> tuple[int, int, int]:
-        """What a graph of this step depends on: the arguments of _decode."""
-        size = size_for(len(step.decode))
-        return size, *splits(step.decode[0].written, size, self._key_heads, self._processors)
+    def _key(self, size: int, longest: int) -> tuple[int, int, int]:
+        """The arguments of _decode for so many rows, the longest of `longest` positions."""
+        return size, *splits(longest, size, self._key_heads, self._processors)
 
     def _decoded(self, step: Step) -> Tensor:
         rows = np.fromiter((s.row for s in step.decode), np.int64, len(step.decode))
@@ -131,10 +148,11 @@ class CudaRunner:
             filled[: len(rows)] = rows
             self._batch.copy_(self._upload(filled))
             self._batched = rows
+        key = self._key(self._sizes.fit(len(rows)), step.decode[0].written)
         if self._graphs is None:
-            self._decode(*self._key(step))
+            self._decode(*key)
         else:
-            self._graphs.run(self._key(step))
+            self._graphs.run(key)
         return self._tokens[: len(rows)]
 
     def _decode(self, size: int, split: int, parts: int) -> None:

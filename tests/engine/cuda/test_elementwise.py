@@ -1,0 +1,53 @@
+"""The fused elementwise kernels against torch, and products that add to their result."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import silu
+
+from engine.cuda import elementwise
+from engine.cuda.elementwise import Activations
+from engine.cuda.projection import Projection
+from engine.fp8 import Fp8Linear, Rounded, round_rows
+
+DTYPES = [torch.float32, torch.bfloat16]
+
+
+def bits(rounded: Activations) -> torch.Tensor:
+    assert isinstance(rounded, Rounded)
+    return rounded.values.view(torch.uint8)
+
+
+@pytest.mark.parametrize("size", [16, 48, 1000, 1040])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_silu_multiply_in_8_bits_is_rounded_as_in_torch(device: torch.device, size: int, dtype: torch.dtype) -> None:
+    x = torch.randn(3, 2 * size, dtype=dtype, device=device, generator=torch.Generator(device).manual_seed(size))
+    x[1] = 0  # a row without magnitude
+    plain = silu(x[:, :size].float()).to(dtype) * x[:, size:]
+    whole = elementwise.silu_multiply(x, quantized=False)
+    assert isinstance(whole, torch.Tensor)
+    torch.testing.assert_close(whole, plain, rtol=2e-2, atol=1e-6)
+    found, wanted = elementwise.silu_multiply(x, quantized=True), round_rows(whole)
+    assert isinstance(found, Rounded)
+    torch.testing.assert_close(found.scales, wanted.scales)
+    assert torch.equal(bits(found), bits(wanted))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_product_is_added_to_what_is_there(device: torch.device, dtype: torch.dtype) -> None:
+    linear = nn.Linear(32, 16, bias=False, dtype=dtype, device=device)
+    x, total = torch.randn(5, 32, dtype=dtype, device=device), torch.randn(5, 16, dtype=dtype, device=device)
+    wanted = total.float() + x.float() @ linear.weight.float().t()
+    projection = Projection([linear], dtype)
+    assert projection.adds
+    with torch.no_grad():
+        projection.add(x, total)
+    torch.testing.assert_close(total.float(), wanted, rtol=1e-2, atol=1e-2)
+
+
+def test_neither_a_bias_nor_8_bits_can_be_added(device: torch.device) -> None:
+    biased = nn.Linear(32, 16, dtype=torch.bfloat16, device=device)
+    assert not Projection([biased], torch.bfloat16).adds
+    assert not Projection([Fp8Linear.of(nn.Linear(32, 16, bias=False, device=device))], torch.bfloat16).adds
