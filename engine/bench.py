@@ -35,7 +35,8 @@ Figures = dict[str, Any]
 """One line of the benchmark's output."""
 
 # Bytes of a weight; int4 has a bfloat16 scale and a zero point of 4 bits for each group of 128.
-_QUANTIZED_BYTES = {"fp8": 1.0, "awq": 0.5 + 2.5 / 128}
+_INT4 = 0.5 + 2.5 / 128
+_QUANTIZED_BYTES = {"fp8": 1.0, "awq": _INT4, "awq-packed": _INT4}
 
 
 def main(arguments: list[str]) -> int:
@@ -104,7 +105,8 @@ class Subject:
         if settings.quant != "bf16":
             from engine.precision import quantize
 
-            quantize(self._model, settings.quant)
+            packed = settings.quant == "awq-packed"
+            quantize(self._model, settings.quant.removesuffix("-packed"), (lambda *_: False) if packed else None)
         self._hidden = HiddenLengths() if settings.lengths == "hidden" else None
         self._ready: Generator | None = self._generator(Workload.parse(settings.workloads[0]))
         if self._device.type == "cuda":

@@ -32,7 +32,9 @@ class BenchSettings(Section):
         description="decode, label or prefill, with a number of rows and a seed: decode:1024, label:4096:seed3.",
     )
     model: str = Field("r1-7b", description="A named shape (r1-7b, qwen3-0.6b), a config.json, or a folder with one.")
-    quant: Literal["bf16", "fp8", "awq"] = Field("bf16", description="The weights; bf16 is float32 on CPU.")
+    quant: Literal["bf16", "fp8", "awq", "awq-packed"] = Field(
+        "bf16", description="The weights; bf16 is float32 on CPU, awq-packed is awq kept in 4 bits."
+    )
     kv_dtype: Literal["auto", "fp8"] = Field("auto", description="Number format of the KV cache; auto is the model's.")
     lengths: Literal["known", "hidden"] = Field(
         "known", description="Whether the engine is told the length of each answer, or only the longest there can be."

@@ -37,11 +37,18 @@ def round_rows(x: Tensor) -> Rounded:
 class Fp8Linear(nn.Module):
     """A linear layer whose weight is kept in 8 bits. `weight` [out, in] float8, `scale` float32 [out, 1]."""
 
+    rows = ("weight", "scale")
+    """The tensors that have a row for each output."""
+
     def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         self.weight = nn.Buffer(weight)
         self.scale = nn.Buffer(scale)
         self.bias = None if bias is None else nn.Buffer(bias)
+
+    @property
+    def out_features(self) -> int:
+        return len(self.weight)
 
     @classmethod
     def of(cls, linear: nn.Linear) -> Fp8Linear:
@@ -51,20 +58,29 @@ class Fp8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in] -> [..., out] in the dtype of x."""
-        return self.multiply(round_rows(x.reshape(-1, x.shape[-1])), x.dtype).view(*x.shape[:-1], -1)
+        return self.multiply(round_rows(x.reshape(-1, x.shape[-1])), x.dtype).view(*x.shape[:-1], self.out_features)
 
     def multiply(self, x: Rounded, dtype: torch.dtype) -> Tensor:
         """The product for activations rounded already: [R, out] in `dtype`."""
-        if not x.values.is_cuda:
-            product = (x.values.float() * x.scales) @ (self.weight.float() * self.scale).t()
-            return (product if self.bias is None else product + self.bias.float()).to(dtype)
-        if not len(x.values):
-            return torch.empty(0, len(self.weight), dtype=dtype, device=x.values.device)
-        bias = None if self.bias is None else self.bias.to(torch.bfloat16)
-        return torch._scaled_mm(
-            x.values, self.weight.t(), scale_a=x.scales, scale_b=self.scale.t(), bias=bias,
-            out_dtype=torch.bfloat16, use_fast_accum=True,
-        ).to(dtype)  # fmt: skip
+        return product(x, Rounded(self.weight, self.scale), self.bias, dtype)
+
+
+def product(x: Rounded, weight: Rounded, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """[R, out] in `dtype` of x [R, in], weight [out, in] and bias [out]."""
+    if not x.values.is_cuda:
+        wide = (x.values.float() * x.scales) @ (weight.values.float() * weight.scales).t()
+        return (wide if bias is None else wide + bias.float()).to(dtype)
+    if not len(x.values):
+        return torch.empty(0, len(weight.values), dtype=dtype, device=x.values.device)
+    return torch._scaled_mm(
+        x.values, weight.values.t(), scale_a=x.scales, scale_b=weight.scales.t(),
+        bias=None if bias is None else bias.to(torch.bfloat16), out_dtype=torch.bfloat16, use_fast_accum=True,
+    ).to(dtype)  # fmt: skip
+
+
+def fits_fp8(outputs: int, inputs: int) -> bool:
+    """Whether a weight [outputs, inputs] can be multiplied in 8 bits."""
+    return outputs % _MULTIPLE == 0 and inputs % _MULTIPLE == 0
 
 
 def supports_fp8(device: torch.device) -> bool:
@@ -92,5 +108,5 @@ def to_fp8(model: PreTrainedModel) -> None:
         for name, child in list(parent.named_children()):
             if type(child) is not nn.Linear or child is head:
                 continue
-            if child.in_features % _MULTIPLE == 0 and child.out_features % _MULTIPLE == 0:
+            if fits_fp8(child.out_features, child.in_features):
                 setattr(parent, name, Fp8Linear.of(child))

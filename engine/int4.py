@@ -4,6 +4,9 @@ Eight unsigned values q of 0 to 15 lie in each int32, and a group of neighbourin
 point z; the weight is (q - z) s. Decoding multiplies in float32 and rounds once. Little-endian int32 are four bytes of
 two values each, so values are unpacked from bytes, one byte a value. Which tensors of a checkpoint hold what is
 left to engine.quantized.
+
+Weights that stay in 4 bits lie in one form, whatever they were read from (engine.int4_linear): pairs, uint8
+[out, in / 2], the first input of each two in the low bits; zeros, uint8 [out, groups]; steps, float32 [out, groups].
 """
 
 from __future__ import annotations
@@ -38,12 +41,44 @@ def encode(weight: torch.Tensor, group_size: int) -> tuple[torch.Tensor, torch.T
     return _pack(values.view(outputs, inputs)), scales, _pack(zeros.t()).t().contiguous()
 
 
+def unpack_pairs(pairs: torch.Tensor, steps: torch.Tensor, zeros: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The weight [out, in] in `dtype` of pairs uint8 [out, in / 2], steps float32 and zeros uint8 [out, groups]."""
+    return _weight(_unpack(pairs), steps, zeros, dtype)
+
+
+def largest(pairs: torch.Tensor, steps: torch.Tensor, zeros: torch.Tensor) -> torch.Tensor:
+    """float32 [out, 1]: the largest magnitude of each row of the weight, without making the weight."""
+    values = _unpack(pairs).view(*steps.shape, -1)
+    above, below = values.amax(-1).float() - zeros, zeros - values.amin(-1).float()
+    return (torch.maximum(above, below) * steps).amax(-1, keepdim=True)
+
+
+def pairs_of(packed: torch.Tensor) -> torch.Tensor:
+    """uint8 [out, in / 2] of compressed-tensors' int32 [out, in / 8]: the same bytes."""
+    return packed.contiguous().view(torch.uint8)
+
+
+def zeros_of(packed: torch.Tensor) -> torch.Tensor:
+    """uint8 [out, groups] of compressed-tensors' int32 [out / 8, groups]."""
+    return _unpack(packed.t()).t().contiguous()
+
+
+def pairs_of_awq(qweight: torch.Tensor) -> torch.Tensor:
+    """uint8 [out, in / 2] of AutoAWQ's int32 [in, out / 8]."""
+    return pairs_of(_pack(_deinterleave(_unpack(qweight)).t()))
+
+
+def zeros_of_awq(qzeros: torch.Tensor) -> torch.Tensor:
+    """uint8 [out, groups] of AutoAWQ's int32 [groups, out / 8]."""
+    return _deinterleave(_unpack(qzeros)).t().contiguous()
+
+
 def decode(packed: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
     """The weight [out, in] in `dtype` of packed (int32 [out, in / 8]), scales ([out, groups]) and zeros.
 
     `zeros` is int32 [out / 8, groups], packed along out; None means symmetric.
     """
-    offsets = None if zeros is None else _unpack(zeros.t()).t()
+    offsets = None if zeros is None else zeros_of(zeros)
     return _weight(_unpack(packed), scales, offsets, dtype)
 
 

@@ -1,7 +1,8 @@
 """Loading a transformers model for this engine: safetensors only, our attention, every weight accounted for.
 
 The model definition is transformers' own, so any architecture whose attention goes through the attention interface
-runs. Weights go from the files straight to the device, and a quantized checkpoint's are dequantized there, one by one.
+runs. Weights go from the files straight to the device, and a quantized checkpoint's are dequantized there, one by one,
+or stay in 4 bits until engine.precision decides.
 What the engine cannot run correctly (recurrent state, chunked attention, encoder-decoder) is refused here by
 name, because the attention function alone would not notice. Checking the files of a checkpoint is left to the caller.
 """
@@ -18,7 +19,9 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrained
 from transformers.utils.logging import disable_progress_bar
 
 from engine import attention
-from engine.quantized import dequantized, is_int4
+from engine.int4_places import Int4Places
+from engine.quantized import dequantized
+from engine.quantized_formats import is_int4
 from engine.weights import Source, checkpoint_files, open_weights
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -49,14 +52,16 @@ def load_model(
     trust_remote_code: bool = False,
     head: bool = True,
     weights: Mapping[str, Source] | None = None,
+    packed: bool = False,
 ) -> PreTrainedModel:
     """Load the checkpoint in folder (or hub id) `path` in eval mode, weights in `dtype` on `device`.
 
     With `head` the model has its language-model head, else it ends with the last hidden state. `weights` are the
     tensors of the checkpoint, if somebody has opened them on `device` already. A local folder is
     loaded without any network access. A checkpoint quantized to int4 or FP8 in a format that `engine.quantized` reads
-    is dequantized to `dtype`. Raises ValueError for an architecture or a quantization the engine cannot run, and for
-    weights that are missing or of another shape; OSError where files cannot be read.
+    is dequantized to `dtype`; with `packed`, its layers of 4 bits become Int4Linear, the head's excepted. Raises
+    ValueError for an architecture or a quantization the engine cannot run, and for weights that are missing or of
+    another shape; OSError where files cannot be read.
     """
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())  # threads that read start out at device 0
@@ -83,12 +88,16 @@ def load_model(
         with ExitStack() as opened:
             sources = weights or opened.enter_context(open_weights(checkpoint_files(str(path), **where), device))
             if quantization is not None:
-                sources = dequantized(quantization, sources, dtype)
                 del config.quantization_config
             with torch.device("meta"):
                 shell = loader.from_config(config)
             check_model(shell)
-            model, loading = type(shell).from_pretrained(None, config=shell.config, state_dict=sources, **options)
+            kind = type(shell)
+            if quantization is not None:
+                places = Int4Places(shell)
+                sources = dequantized(quantization, sources, dtype, places.take if packed else None)
+                kind = places.kind()
+            model, loading = kind.from_pretrained(None, config=shell.config, state_dict=sources, **options)
     assert isinstance(model, PreTrainedModel)
     _check_complete(str(path), loading)
     setattr(model, _INT4, quantization is not None and is_int4(quantization))

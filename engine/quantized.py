@@ -1,159 +1,43 @@
 """Quantized checkpoints: each quantized linear's tensors become one source of its dequantized weight.
 
-Read are AutoAWQ's "gemm" int4 (github.com/casper-hansen/AutoAWQ) and compressed-tensors' "pack-quantized" int4 and
-"float-quantized" FP8 (github.com/vllm-project/compressed-tensors). A weight is dequantized on the device when it is
-read, one at a time, so that beside the model only one tensor's worth of memory is needed; the rest of the loader sees
-an ordinary checkpoint. The layers that a config lists as left out need no look: their tensors have ordinary names.
-What the checkpoint says of activations is not used: which precision the engine computes in is its own setting.
+A weight is dequantized on the device when it is read, one at a time, so that beside the model only one tensor's worth
+of memory is needed; the rest of the loader sees an ordinary checkpoint. Weights that are to stay in 4 bits are read in
+the form of engine.int4_linear instead, whichever of the formats they are stored in.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from functools import partial
 from threading import Lock
 from types import EllipsisType
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
 from engine import int4
+from engine.int4_linear import group_of
+from engine.quantized_formats import Int4Format, read_format
 from engine.weights import Source
-
-SUPPORTED = (
-    "supported are awq (4 bits, version gemm, with zero points) and compressed-tensors "
-    "(pack-quantized with 4 bits, float-quantized with 8)"
-)
 
 # One weight is dequantized at a time, though several threads read: the device would do them one by one anyway, and so
 # the intermediate float32 values exist once.
 _DEQUANTIZING = Lock()
 
 
-class Format(ABC):
-    """How one linear's weight is stored: which tensors, of which shapes, and what they amount to."""
-
-    anchor: ClassVar[str]  # the tensor whose presence marks a quantized linear
-    parts: ClassVar[tuple[str, ...]]  # those that must be there
-    optional: ClassVar[tuple[str, ...]] = ()  # those that are taken along if they are there
-    unused: ClassVar[tuple[str, ...]] = ()
-
-    @abstractmethod
-    def shape(self, name: str, shapes: Mapping[str, list[int]]) -> list[int]:
-        """[out, in] of the linear `name`. Raises ValueError where the tensors' shapes do not fit together."""
-
-    @abstractmethod
-    def weight(self, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
-        """The linear's weight [out, in] in `dtype`, on its tensors' device."""
-
-
-@dataclass(frozen=True)
-class Awq(Format):
-    """AutoAWQ "gemm": qweight int32 [in, out / 8], qzeros int32 [groups, out / 8], scales float16 [groups, out]."""
-
-    group_size: int  # -1: one group
-    anchor = "qweight"
-    parts = ("qweight", "qzeros", "scales")
-
-    def shape(self, name: str, shapes: Mapping[str, list[int]]) -> list[int]:
-        inputs, packed = shapes["qweight"]
-        groups = _groups(name, inputs, self.group_size)
-        _expect(name, shapes, {"qzeros": [groups, packed], "scales": [groups, packed * 8]})
-        return [packed * 8, inputs]
-
-    def weight(self, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
-        return int4.decode_awq(tensors["qweight"], tensors["qzeros"], tensors["scales"], dtype)
-
-
-@dataclass(frozen=True)
-class PackQuantized(Format):
-    """compressed-tensors int4: weight_packed int32 [out, in / 8], weight_scale [out, groups], and if not symmetric
-    weight_zero_point int32 [out / 8, groups]."""
-
-    schemes: frozenset[tuple[int, bool]]  # the config's group sizes (-1: one group), and whether symmetric
-    anchor = "weight_packed"
-    parts = ("weight_packed", "weight_scale")
-    optional = ("weight_zero_point", "weight_g_idx")
-    unused = ("weight_shape",)
-
-    def shape(self, name: str, shapes: Mapping[str, list[int]]) -> list[int]:
-        if "weight_g_idx" in shapes:
-            raise ValueError(f"weight {name} is quantized in activation order (weight_g_idx), which is not supported")
-        outputs, packed = shapes["weight_packed"]
-        inputs = packed * 8
-        groups = shapes["weight_scale"][-1]
-        symmetric = {symmetric for size, symmetric in self.schemes if _groups(name, inputs, size) == groups}
-        if not symmetric:
-            raise ValueError(f"weight {name} has {groups} scales a row for {inputs} inputs, unlike config.json says")
-        if ("weight_zero_point" not in shapes) not in symmetric:
-            stored = "has" if "weight_zero_point" in shapes else "lacks"
-            raise ValueError(f"weight {name} {stored} zero points (weight_zero_point), unlike config.json says")
-        _expect(name, shapes, {"weight_scale": [outputs, groups], "weight_zero_point": [-(-outputs // 8), groups]})
-        return [outputs, inputs]
-
-    def weight(self, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
-        return int4.decode(tensors["weight_packed"], tensors["weight_scale"], tensors.get("weight_zero_point"), dtype)
-
-
-@dataclass(frozen=True)
-class FloatQuantized(Format):
-    """compressed-tensors FP8: weight float8_e4m3fn [out, in], weight_scale [out, 1] or a single one."""
-
-    anchor = "weight_scale"
-    parts = ("weight", "weight_scale")
-    unused = ("input_scale",)
-
-    def shape(self, name: str, shapes: Mapping[str, list[int]]) -> list[int]:
-        outputs, inputs = shapes["weight"]
-        if shapes["weight_scale"] not in ([], [1], [1, 1], [outputs, 1]):
-            raise ValueError(f"weight {name} has scales of shape {shapes['weight_scale']}: neither one nor one a row")
-        return [outputs, inputs]
-
-    def weight(self, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
-        return tensors["weight"].float().mul_(tensors["weight_scale"]).to(dtype)
-
-
-def read_format(quantization: Mapping[str, Any]) -> Format:
-    """The format that a config's `quantization_config` names. Raises ValueError for one that cannot be read."""
-    method = quantization.get("quant_method")
-    if method == "awq":
-        _require("bits", quantization.get("bits"), 4)
-        _require("version", str(quantization.get("version", "gemm")).lower(), "gemm")
-        _require("zero_point", quantization.get("zero_point", True), True)
-        return Awq(int(quantization.get("group_size", 128)))
-    if method != "compressed-tensors":
-        raise ValueError(f"the checkpoint's quantization method {method!r} is not supported; {SUPPORTED}")
-    if (quantization.get("sparsity_config") or {}).get("format", "dense") != "dense":
-        raise ValueError(f"the checkpoint's weights are stored sparse, which is not supported; {SUPPORTED}")
-    if (quantization.get("transform_config") or {}).get("config_groups"):
-        raise ValueError(f"the checkpoint transforms its activations, which is not supported; {SUPPORTED}")
-    groups = [group for group in quantization.get("config_groups", {}).values() if group.get("weights")]
-    weights = [group["weights"] for group in groups]
-    form = quantization.get("format")
-    for group in groups:
-        _require("config_groups.format", group.get("format"), None, form)
-    if form == "pack-quantized":
-        return PackQuantized(frozenset(_int4_scheme(scheme) for scheme in weights))
-    if form == "float-quantized":
-        for scheme in weights:
-            _require("num_bits", scheme.get("num_bits"), 8)
-            _require("type", scheme.get("type"), "float")
-            _require("strategy", scheme.get("strategy"), "channel", "tensor")
-        return FloatQuantized()
-    raise ValueError(f"the checkpoint's compressed-tensors format {form!r} is not supported; {SUPPORTED}")
-
-
-def is_int4(quantization: Mapping[str, Any]) -> bool:
-    """Whether the format that can be read is one of 4 bits."""
-    return not isinstance(read_format(quantization), FloatQuantized)
+Stays = Callable[[str, list[int], int], bool]
+"""Whether a linear, given its name, its weight's shape and the inputs of a group, is to stay in 4 bits."""
 
 
 def dequantized(
-    quantization: Mapping[str, Any], sources: Mapping[str, Source], dtype: torch.dtype
+    quantization: Mapping[str, Any],
+    sources: Mapping[str, Source],
+    dtype: torch.dtype,
+    stays: Stays | None = None,
 ) -> dict[str, Source]:
     """The checkpoint's sources with each quantized linear's replaced by one "weight" in `dtype`.
 
+    Those that `stays` chooses, among the ones that can stay in 4 bits, are replaced by "pairs", "steps" and "zeros".
     Raises ValueError for a format that cannot be read, and for tensors missing or of shapes that do not fit.
     """
     form = read_format(quantization)
@@ -166,19 +50,53 @@ def dequantized(
         for part in form.parts:
             if part not in parts:
                 raise ValueError(f"weight {name}.{part} is missing from the quantized checkpoint")
-        plain[f"{name}.weight"] = _QuantizedSource(name, parts, form, dtype)
-    return plain
-
-
-class _QuantizedSource:
-    """A linear's weight, dequantized when it is read."""
-
-    def __init__(self, name: str, parts: Mapping[str, Source], form: Format, dtype: torch.dtype) -> None:
-        self._parts, self._form, self._dtype = parts, form, dtype
         shapes = {part: list(source.get_shape()) for part, source in parts.items()}
         if len(shapes[form.parts[0]]) != 2:
             raise ValueError(f"weight {name} is quantized with {len(shapes[form.parts[0]])} dimensions, not 2")
-        self._shape = form.shape(name, shapes)
+        shape = form.shape(name, shapes)
+        if isinstance(form, Int4Format):
+            group = group_of(shape[1], shape[1] // form.groups(shapes))
+            if group is not None and stays is not None and stays(name, shape, group):
+                plain |= {f"{name}.{part}": source for part, source in _packed(form, parts, shape, group).items()}
+                continue
+        plain[f"{name}.weight"] = _Derived(parts, shape, dtype, partial(form.weight, dtype=dtype))
+    return plain
+
+
+def _packed(form: Int4Format, parts: Mapping[str, Source], shape: list[int], group: int) -> dict[str, Source]:
+    """The sources of a linear that stays in 4 bits, its groups cut into such of `group` inputs."""
+    outputs, inputs = shape
+    groups = inputs // group
+
+    def derived(part: str, columns: int, dtype: torch.dtype, read: Callable[[torch.Tensor], torch.Tensor]) -> Source:
+        def convert(stored: Mapping[str, torch.Tensor]) -> torch.Tensor:
+            found = read(stored[part])
+            return found if found.shape[1] == columns else found.repeat_interleave(columns // found.shape[1], 1)
+
+        return _Derived({part: parts[part]}, [outputs, columns], dtype, convert)
+
+    def middle(stored: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        del stored
+        return torch.full((outputs, groups), int4.SYMMETRIC_ZERO, dtype=torch.uint8)
+
+    symmetric = form.offsets not in parts
+    return {
+        "pairs": derived(form.anchor, inputs // 2, torch.uint8, form.pairs),
+        "steps": derived(form.scales, groups, torch.float32, form.steps),
+        "zeros": _Derived({}, [outputs, groups], torch.uint8, middle)
+        if symmetric
+        else derived(form.offsets, groups, torch.uint8, form.zeros),
+    }
+
+
+_Convert = Callable[[Mapping[str, torch.Tensor]], torch.Tensor]
+
+
+class _Derived:
+    """A tensor made from stored ones, when it is read."""
+
+    def __init__(self, parts: Mapping[str, Source], shape: list[int], dtype: torch.dtype, convert: _Convert) -> None:
+        self._parts, self._shape, self._dtype, self._convert = parts, shape, dtype, convert
 
     def get_shape(self) -> list[int]:
         return self._shape
@@ -189,32 +107,4 @@ class _QuantizedSource:
     def __getitem__(self, index: EllipsisType) -> torch.Tensor:
         tensors = {part: source[...] for part, source in self._parts.items()}
         with _DEQUANTIZING:
-            return self._form.weight(tensors, self._dtype)
-
-
-def _int4_scheme(scheme: Mapping[str, Any]) -> tuple[int, bool]:
-    """Group size (-1: one group) and whether it is symmetric."""
-    _require("num_bits", scheme.get("num_bits"), 4)
-    _require("type", scheme.get("type"), "int")
-    _require("strategy", scheme.get("strategy"), "group", "channel")
-    _require("actorder", scheme.get("actorder"), None, False, "weight", "static")
-    return int(scheme["group_size"]) if scheme["strategy"] == "group" else -1, bool(scheme.get("symmetric", True))
-
-
-def _require(key: str, value: object, *allowed: object) -> None:
-    if value not in allowed:
-        raise ValueError(f"the checkpoint's quantization has {key} = {value!r}, which is not supported; {SUPPORTED}")
-
-
-def _groups(name: str, inputs: int, group_size: int) -> int:
-    if group_size == -1:
-        return 1
-    if inputs % group_size:
-        raise ValueError(f"weight {name} has {inputs} inputs, not a multiple of its group size {group_size}")
-    return inputs // group_size
-
-
-def _expect(name: str, shapes: Mapping[str, list[int]], expected: Mapping[str, list[int]]) -> None:
-    for part, shape in expected.items():
-        if part in shapes and shapes[part] != shape:
-            raise ValueError(f"weight {name}.{part} has shape {shapes[part]} where {shape} is expected")
+            return self._convert(tensors)

@@ -23,7 +23,9 @@ class ModelSettings(Section):
 
     path: str = Field("", description="A checkpoint folder or a hub id.")
     revision: str | None = Field(None, description="Revision of a hub id.")
-    quantization: Literal["none", "fp8", "awq"] = Field("none", description="Quantize the weights at load.")
+    quantization: Literal["none", "fp8", "awq", "awq-fp8", "awq-dtype"] = Field(
+        "none", description="Quantize the weights at load; awq is awq-fp8 where every GPU of the run has FP8."
+    )
     adapter: str | None = Field(None, description="A LoRA adapter folder to apply.")
     trust_remote_code: bool = Field(False, description="Run Python code that the checkpoint folder brings.")
 

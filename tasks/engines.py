@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from data.checkpoint import Checkpoint
 from data.prompts import Prompter
 from engine.classify import Classifier
 from engine.embed import Embedder
+from engine.footprint import LEAST_POSITIONS, fits_unpacked
 from engine.generation import Generator
 from engine.model import load_model, resolve_dtype
 from engine.precision import quantize
@@ -49,8 +51,11 @@ def build_engine(
         trust_remote_code=settings.model.trust_remote_code,
         head=kind != "embed",
         weights=weights,
+        packed=True,
     )
-    precision = quantize(model, settings.model.quantization)
+    positions = LEAST_POSITIONS if kind == "generate" else 0
+    fits = partial(fits_unpacked, settings=settings.engine, positions=positions)
+    precision = quantize(model, settings.model.quantization, fits)
     if kind == "embed":
         pooling, normalize = checkpoint.pooling()
         embedder = Embedder(model, settings.engine, pooling=pooling, normalize=normalize)

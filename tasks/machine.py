@@ -16,7 +16,7 @@ import pynvml
 from data.durable import link_file, stage, sync_folder
 from tasks.check import Check
 from tasks.figures import plural, size
-from tasks.placement import visible_gpus
+from tasks.placement import gpu_handle, visible_gpus
 
 FILES_WANTED = 4096
 DISK_WANTED = 5 << 30
@@ -56,8 +56,7 @@ def read_gpus() -> Gpus:
 
 def _read_gpu(visible: str) -> Gpu:
     pynvml.nvmlInit()  # visible_gpus has shut it down; the calls are counted
-    by_index = visible.isdigit()
-    handle = pynvml.nvmlDeviceGetHandleByIndex(int(visible)) if by_index else pynvml.nvmlDeviceGetHandleByUUID(visible)
+    handle = gpu_handle(visible)
     memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
     return Gpu(str(pynvml.nvmlDeviceGetName(handle)), int(memory.total), int(memory.free))
 

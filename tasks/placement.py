@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import pynvml
 
@@ -56,6 +56,13 @@ def visible_gpus() -> tuple[str, ...]:
     return tuple(part for part in asked if part in present or part.startswith(("GPU-", "MIG-")))
 
 
+def gpu_handle(visible: str) -> Any:
+    """The driver's handle of a GPU that visible_gpus named. Between nvmlInit and nvmlShutdown."""
+    if visible.isdigit():
+        return pynvml.nvmlDeviceGetHandleByIndex(int(visible))
+    return pynvml.nvmlDeviceGetHandleByUUID(visible)
+
+
 def place(settings: Settings) -> Placement:
     """Give each worker a device; fewer workers than asked for where there are fewer devices, with a notice."""
     wanted = settings.workers.dp_degree
@@ -79,7 +86,10 @@ def resolve_deterministic(settings: Settings, device: str) -> bool:
 
 
 def resolve(settings: Settings, placement: Placement) -> Settings:
-    """The settings with every "auto" of the engine replaced by what it means on these devices."""
+    """The settings with every "auto" of the engine, and "awq", replaced by what it means on these devices.
+
+    So all workers compute alike, and the run's id says how.
+    """
     dtype = settings.engine.dtype
     if dtype == "auto":
         dtype = "bfloat16" if placement.device == "cuda" else "float32"
@@ -88,4 +98,20 @@ def resolve(settings: Settings, placement: Placement) -> Settings:
     engine = settings.engine.model_copy(
         update={"dtype": dtype, "deterministic": resolve_deterministic(settings, placement.device)}
     )
-    return settings.model_copy(update={"engine": engine})
+    quantization = settings.model.quantization
+    if quantization == "awq":
+        quantization = "awq-fp8" if all(map(_has_fp8, placement.gpus)) else "awq-dtype"
+    model = settings.model.model_copy(update={"quantization": quantization})
+    return settings.model_copy(update={"engine": engine, "model": model})
+
+
+def _has_fp8(visible: str) -> bool:
+    """Whether a GPU multiplies 8-bit floats."""
+    pynvml.nvmlInit()
+    try:
+        gpu = gpu_handle(visible)
+        if visible.startswith("MIG-"):
+            gpu = pynvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(gpu)
+        return tuple(pynvml.nvmlDeviceGetCudaComputeCapability(gpu)) >= (8, 9)
+    finally:
+        pynvml.nvmlShutdown()

@@ -16,8 +16,9 @@ from torch.nn.functional import linear
 
 from engine.cuda.elementwise import Activations
 from engine.fp8 import Fp8Linear, Rounded
+from engine.int4_linear import Int4Linear
 
-LINEAR = (nn.Linear, Fp8Linear)
+LINEAR = (nn.Linear, Fp8Linear, Int4Linear)
 
 
 class Projection:
@@ -29,29 +30,17 @@ class Projection:
         Raises ValueError for layers of different kinds.
         """
         self._dtype = dtype
-        if all(isinstance(part, Fp8Linear) for part in parts):
-            self.quantized = True
-        elif all(type(part) is nn.Linear for part in parts):
-            self.quantized = False
-        else:
+        kind, names = type(parts[0]), _names(parts[0])
+        if kind not in LINEAR or any(type(part) is not kind or _names(part) != names for part in parts):
             raise ValueError("projections of one input are of different kinds")
-        weights, biases = [part.weight for part in parts], [part.bias for part in parts]
-        self._weight = _fuse([weight.detach() for weight in weights])
-        self._bias: Tensor | None = None
-        some = next((bias for bias in biases if bias is not None), None)
-        if some is not None:
-            pairs = zip(weights, biases, strict=True)
-            self._bias = torch.cat([some.new_zeros(len(w)) if b is None else b.detach() for w, b in pairs])
-        if self.quantized:
-            scales = torch.cat([part.scale for part in parts])
-            self._product = Fp8Linear(self._weight, scales, self._bias)
-        start = 0
-        for part in parts:
-            stop = start + len(part.weight)
-            view = self._weight[start:stop]
-            if view.data_ptr() != part.weight.data_ptr():
-                part.weight = nn.Buffer(view) if self.quantized else nn.Parameter(view, requires_grad=False)
-            start = stop
+        self._whole = {name: _fuse_in(parts, name) for name in names}
+        self._bias = _bias(parts)
+        self._product: Any = None if kind is nn.Linear else kind(**self._whole, bias=self._bias)
+
+    @property
+    def quantized(self) -> bool:
+        """Whether activations are to be in 8 bits."""
+        return self._product is not None and self._product.scale is not None
 
     @property
     def inputs(self) -> int:
@@ -65,13 +54,44 @@ class Projection:
 
     def add(self, x: Tensor, total: Tensor) -> None:
         """Add the product for x [T, in] to `total` [T, out], without a pass over memory of its own."""
-        total.addmm_(x, self._weight.t())
+        weight = self._whole["weight"] if self._product is None else self._product.weight_in(x.dtype)
+        total.addmm_(x, weight.t())
 
     def __call__(self, x: Activations) -> Tensor:
         """x [T, in] -> [T, out]."""
-        if isinstance(x, Rounded):
-            return self._product.multiply(x, self._dtype)
-        return linear(x, self._weight, self._bias)
+        if self._product is not None:
+            product: Tensor = self._product.multiply(x, self._dtype)
+            return product
+        assert not isinstance(x, Rounded)
+        return linear(x, self._whole["weight"], self._bias)
+
+
+def _names(part: Any) -> tuple[str, ...]:
+    """The tensors of a layer that have a row for each output."""
+    names: tuple[str, ...] = getattr(part, "rows", ("weight",))
+    return names
+
+
+def _fuse_in(parts: Seq[Any], name: str) -> Tensor:
+    """The tensors `name` of the parts, one below the other; the parts get views of that."""
+    whole = _fuse([getattr(part, name).detach() for part in parts])
+    start = 0
+    for part in parts:
+        old = getattr(part, name)
+        view = whole[start : start + len(old)]
+        if view.data_ptr() != old.data_ptr():
+            setattr(part, name, nn.Parameter(view, requires_grad=False) if isinstance(old, nn.Parameter) else view)
+        start += len(old)
+    return whole
+
+
+def _bias(parts: Seq[Any]) -> Tensor | None:
+    """The biases end to end, zeros where a part has none; None where no part has one."""
+    some = next((part.bias for part in parts if part.bias is not None), None)
+    if some is None:
+        return None
+    biases = [some.new_zeros(part.out_features) if part.bias is None else part.bias.detach() for part in parts]
+    return torch.cat(biases)
 
 
 def _fuse(weights: list[Tensor]) -> Tensor:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from engine import int4
 from engine.fp8 import Fp8Linear
+from engine.int4_linear import Int4Linear
 from engine.precision import GROUP, quantize
 
 IDS = torch.arange(24)[None] * 5 % 99
@@ -53,3 +56,41 @@ def test_awq_rounds_weights_to_sixteen_steps_a_group(model: PreTrainedModel) -> 
     kept = layer.weight.float() * layer.scale
     assert (kept - rounded).norm() / rounded.norm() < 0.04
     assert (kept - weight).norm() / weight.norm() > 0.05
+
+
+@pytest.mark.parametrize(
+    ("method", "shown", "itemsize"),
+    [
+        ("awq-fp8", "weights rounded to int4 in groups of 128 in 12 of 14 layers, kept in 4 bits, computed in fp8", 1),
+        (
+            "awq-dtype",
+            "weights rounded to int4 in groups of 128 in 12 of 14 layers, kept in 4 bits, computed in float32",
+            4,
+        ),
+    ],
+)
+def test_kept_in_four_bits_the_answers_are_the_same(
+    method: str, shown: str, itemsize: int, model: PreTrainedModel
+) -> None:
+    asked = []
+
+    def fits(loaded: PreTrainedModel, size: int) -> bool:
+        asked.append((loaded, size))
+        return False
+
+    unpacked = deepcopy(model)
+    assert ", kept in 4 bits" not in quantize(unpacked, method, lambda *_: True)
+    assert not any(isinstance(module, Int4Linear) for module in unpacked.modules())
+    assert quantize(model, method, fits) == shown
+    assert asked == [(model, itemsize)]
+    # Of the MLP, whose projection down stayed as it was, neighbours are alike again.
+    kept = {name.rsplit(".", 1)[1] for name, module in model.named_modules() if isinstance(module, Int4Linear)}
+    assert kept == {"q_proj", "k_proj", "v_proj", "o_proj"}
+    assert torch.equal(logits(model), logits(unpacked))
+
+
+def test_what_has_no_int4_layers_is_not_asked_about(model: PreTrainedModel) -> None:
+    def fits(loaded: PreTrainedModel, size: int) -> bool:
+        raise AssertionError(loaded, size)
+
+    assert quantize(model, "fp8", fits) == "fp8 weights and activations"

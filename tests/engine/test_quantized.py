@@ -12,9 +12,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from engine.fp8 import Fp8Linear
+from engine.int4_linear import Int4Linear
 from engine.model import load_model
 from engine.precision import quantize
-from engine.quantized import read_format
+from engine.quantized_formats import read_format
 from tests.engine.conftest import randomize
 from tests.engine.test_int4 import AWQ_ORDER, pack_rows
 
@@ -25,9 +26,9 @@ IDS = torch.tensor([[5, 17, 3, 99, 42, 8]])
 Tensors = dict[str, torch.Tensor]
 
 
-def _grid(weight: torch.Tensor, low: int, high: int, *, symmetric: bool) -> tuple[torch.Tensor, ...]:
+def _grid(weight: torch.Tensor, low: int, high: int, group: int, *, symmetric: bool) -> tuple[torch.Tensor, ...]:
     """Values, zero points and float16 scales of each group of a row; the values lie in low..high."""
-    grouped = weight.view(len(weight), -1, GROUP)
+    grouped = weight.view(len(weight), -1, group)
     span = grouped.abs().amax(-1) * 2 if symmetric else grouped.amax(-1) - grouped.amin(-1)
     scales = (span / 15).half()
     zeros = torch.zeros_like(span) if symmetric else (low - grouped.amin(-1) / scales.float()).round().clamp(low, high)
@@ -36,12 +37,12 @@ def _grid(weight: torch.Tensor, low: int, high: int, *, symmetric: bool) -> tupl
 
 
 def _weight(values: torch.Tensor, zeros: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    per_column = [tensor.repeat_interleave(GROUP, 1).float() for tensor in (zeros, scales)]
+    per_column = [tensor.repeat_interleave(values.shape[1] // scales.shape[1], 1).float() for tensor in (zeros, scales)]
     return (values.float() - per_column[0]) * per_column[1]
 
 
 def _awq(name: str, weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
-    values, zeros, scales = _grid(weight, 0, 15, symmetric=False)
+    values, zeros, scales = _grid(weight, 0, 15, GROUP, symmetric=False)
     tensors = {
         f"{name}.qweight": pack_rows(values.t().numpy(), AWQ_ORDER),
         f"{name}.qzeros": pack_rows(zeros.t().numpy(), AWQ_ORDER),
@@ -50,8 +51,8 @@ def _awq(name: str, weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
     return tensors, _weight(values, zeros, scales)
 
 
-def _packed(name: str, weight: torch.Tensor, *, symmetric: bool) -> tuple[Tensors, torch.Tensor]:
-    values, zeros, scales = _grid(weight, -8, 7, symmetric=symmetric)
+def _packed(name: str, weight: torch.Tensor, *, symmetric: bool, group: int = GROUP) -> tuple[Tensors, torch.Tensor]:
+    values, zeros, scales = _grid(weight, -8, 7, group, symmetric=symmetric)
     tensors = {
         f"{name}.weight_packed": pack_rows((values + 8).numpy()),
         f"{name}.weight_scale": scales,
@@ -88,6 +89,10 @@ AWQ = {"quant_method": "awq", "bits": 4, "group_size": GROUP, "zero_point": True
 FORMATS = {
     "awq": (AWQ, _awq),
     "packed-symmetric": (_int4(), lambda name, weight: _packed(name, weight, symmetric=True)),
+    "packed-channel": (
+        _int4(strategy="channel", group_size=None),
+        lambda name, weight: _packed(name, weight, symmetric=True, group=weight.shape[1]),
+    ),
     "packed": (_int4(symmetric=False), lambda name, weight: _packed(name, weight, symmetric=False)),
     "float8-channel": (
         _compressed("float-quantized", num_bits=8, type="float", symmetric=True, strategy="channel"),
@@ -159,6 +164,87 @@ def test_awq_takes_int4_weights_as_they_are(format_name: str, model: PreTrainedM
         if isinstance(layer, Fp8Linear) and "float" not in format_name:
             wanted = reference.get_parameter(f"{name}.weight")
             assert (layer.weight.float() * layer.scale - wanted).norm() / wanted.norm() < 0.04
+
+
+INT4 = [name for name in FORMATS if "float" not in name]
+LINEARS = 2 * 7
+
+
+def _int4_layers(model: torch.nn.Module) -> dict[str, Int4Linear]:
+    return {name: module for name, module in model.named_modules() if isinstance(module, Int4Linear)}
+
+
+@pytest.mark.parametrize("format_name", INT4)
+def test_weights_that_stay_packed_are_the_same(format_name: str, model: PreTrainedModel, tmp_path: Path) -> None:
+    _write(tmp_path, model, format_name)
+    wanted = load_model(tmp_path, dtype=torch.float32, device=CPU)
+    loaded = load_model(tmp_path, dtype=torch.float32, device=CPU, packed=True)
+    assert type(loaded) is type(wanted)
+    layers = _int4_layers(loaded)
+    assert len(layers) == LINEARS
+    one_group = {64: 64, 96: 32}  # for the whole row, cut into such as the kernel takes
+    assert all(
+        layer.group == (one_group[layer.in_features] if "channel" in format_name else GROUP)
+        for layer in layers.values()
+    )
+    for name, layer in layers.items():
+        unpacked = layer.unpacked(torch.float32)
+        assert torch.equal(unpacked.weight, wanted.get_parameter(f"{name}.weight"))
+        assert (layer.bias is None) == (wanted.get_submodule(name).bias is None)
+    ordinary = {name: tensor for name, tensor in wanted.state_dict().items() if name in loaded.state_dict()}
+    assert len(ordinary) == len(wanted.state_dict()) - LINEARS
+    assert all(torch.equal(loaded.state_dict()[name], tensor) for name, tensor in ordinary.items())
+    assert {tensor.device.type for tensor in loaded.state_dict().values()} == {"cpu"}
+    for each in (loaded, wanted):
+        each.set_attn_implementation("eager")
+    assert torch.equal(loaded(IDS, use_cache=False).logits, wanted(IDS, use_cache=False).logits)
+
+
+@pytest.mark.parametrize("method", ["none", "fp8", "awq", "awq-dtype"])
+@pytest.mark.parametrize("format_name", ["awq", "packed"])
+def test_answers_do_not_depend_on_where_weights_are_unpacked(
+    format_name: str, method: str, model: PreTrainedModel, tmp_path: Path
+) -> None:
+    _write(tmp_path, model, format_name)
+    answers = []
+    for fits in (True, False):
+        loaded = load_model(tmp_path, dtype=torch.float32, device=CPU, packed=True)
+        shown = quantize(loaded, method, lambda *_, fits=fits: fits)
+        assert shown.startswith("int4 weights, computed" if fits else "int4 weights, kept in 4 bits, computed")
+        assert len(_int4_layers(loaded)) == (0 if fits else LINEARS)
+        loaded.set_attn_implementation("eager")
+        answers.append(loaded(IDS, use_cache=False).logits)
+    assert torch.equal(*answers)
+
+
+def test_a_checkpoint_with_a_head_gives_packed_layers_without_one(model: PreTrainedModel, tmp_path: Path) -> None:
+    _write(tmp_path, model, "awq")
+    loaded = load_model(tmp_path, dtype=torch.float32, device=CPU, head=False, packed=True)
+    assert len(_int4_layers(loaded)) == LINEARS
+    wanted = load_model(tmp_path, dtype=torch.float32, device=CPU, head=False)
+    for each in (loaded, wanted):
+        each.set_attn_implementation("eager")
+    found = [each(IDS, use_cache=False).last_hidden_state for each in (loaded, wanted)]
+    assert torch.equal(*found)
+
+
+def test_other_layers_keep_no_four_bits(model: PreTrainedModel, tmp_path: Path) -> None:
+    """Eight bits have none; a head that is stored in four is an ordinary one."""
+    _write(tmp_path, model, "float8-channel")
+    assert not _int4_layers(load_model(tmp_path, dtype=torch.float32, device=CPU, packed=True))
+    _write(tmp_path, model, "packed-symmetric")
+    head, _ = _packed("lm_head", torch.randn(200, 64), symmetric=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"vocab_size": 200}))
+
+    def change(tensors: Tensors) -> None:
+        tensors.pop("lm_head.weight")
+        tensors |= head | {"model.embed_tokens.weight": torch.randn(200, 64)}
+
+    _rewrite(tmp_path, change)
+    loaded = load_model(tmp_path, dtype=torch.float32, device=CPU, packed=True)
+    assert type(loaded.lm_head) is torch.nn.Linear
+    assert len(_int4_layers(loaded)) == LINEARS
 
 
 def test_the_wanted_dtype_is_rounded_to_once(model: PreTrainedModel, tmp_path: Path) -> None:

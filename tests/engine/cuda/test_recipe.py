@@ -22,6 +22,7 @@ from engine.cuda.decoder import FusedDecoder
 from engine.cuda.modules import ModuleDecoder
 from engine.cuda.recipe import choose, choose_trunk
 from engine.fp8 import to_fp8
+from engine.int4_linear import Int4Linear
 from engine.kv_memory import layer_shapes
 from engine.paged import PagedKV
 from engine.random_model import build_random_model
@@ -116,6 +117,35 @@ def test_fp8_is_fused_alike(name: str, kv: str, device: torch.device) -> None:
         found = FusedDecoder(model, cache, 16).logits(ids, batch, None)
     # Triton's interpreter halves numbers that round up to the next power of two: one in forty.
     assert (found - wanted).norm() / wanted.norm() < (0.02 if device.type == "cuda" else 0.15)
+
+
+@pytest.mark.parametrize("fp8", [False, True])
+@pytest.mark.parametrize("name", ["qwen2", "llama3"])
+def test_int4_is_fused_alike(name: str, fp8: bool, device: torch.device) -> None:
+    """Packed layers, with biases, side by side in one: the same logits, and the modules keep working on views."""
+    model = build(FUSED[name](), device)
+    for parent in list(model.modules()):
+        for child_name, child in list(parent.named_children()):
+            if type(child) is torch.nn.Linear and child is not model.lm_head:
+                packed = Int4Linear.of(child, 32)
+                if fp8:
+                    packed.to_fp8()
+                setattr(parent, child_name, packed)
+    cache = PagedKV(layer_shapes(model, EngineSettings()), 1, device)
+    ids = torch.arange(16, device=device) * 5
+    zeros = torch.zeros(16, dtype=torch.int64, device=device)
+    tiles = torch.tensor([[0, i, i, 8] for i in (0, 8)], dtype=torch.int32, device=device)
+    tables = torch.tensor([[1]], dtype=torch.int32, device=device)
+    batch = Batch(zeros, torch.arange(16, device=device), tables, 0, 0, 0, tiles)
+    with torch.inference_mode():
+        wanted = ModuleDecoder(model, EngineSettings(), cache).logits(ids, batch, None)
+        found = FusedDecoder(model, cache, 16).logits(ids, batch, None)
+        again = ModuleDecoder(model, EngineSettings(), cache).logits(ids, batch, None)
+    torch.testing.assert_close(again, wanted, rtol=1e-6, atol=1e-6)
+    attention = model.model.layers[0].self_attn
+    assert attention.q_proj.pairs.untyped_storage().data_ptr() == attention.v_proj.pairs.untyped_storage().data_ptr()
+    limit = (0.02 if device.type == "cuda" else 0.15) if fp8 else 1e-5
+    assert (found - wanted).norm() / wanted.norm() < limit
 
 
 def test_frequencies_are_those_of_steady_positions(device: torch.device) -> None:

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from engine.cuda.layers import FusedLayers
 from engine.cuda.trunk import FusedTrunk
 from engine.fp8 import to_fp8
+from engine.int4_linear import Int4Linear
 from engine.model import load_model
 from engine.packing import Pack
 from engine.random_model import build_random_model
@@ -99,11 +100,23 @@ def test_fp8_is_fused_alike(name: str, device: torch.device) -> None:
     assert (found - wanted).norm() / wanted.norm() < (0.02 if device.type == "cuda" else 0.1)
 
 
-@pytest.mark.parametrize("fp8", [False, True], ids=["float32", "fp8"])
-def test_fused_twice_the_weights_are_held_once(model_folders: dict[str, Path], fp8: bool, device: torch.device) -> None:
+def to_int4(model: PreTrainedModel) -> None:
+    """Pack the linear layers in groups of 32, which compute in FP8 then."""
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is torch.nn.Linear and child is not model.get_output_embeddings():
+                packed = Int4Linear.of(child, 32)
+                packed.to_fp8()
+                setattr(parent, name, packed)
+
+
+@pytest.mark.parametrize("kind", ["float32", "fp8", "int4"])
+def test_fused_twice_the_weights_are_held_once(model_folders: dict[str, Path], kind: str, device: torch.device) -> None:
     model = load(model_folders["qwen2"], device)
-    if fp8:
+    if kind == "fp8":
         to_fp8(model)
+    elif kind == "int4":
+        to_int4(model)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
     def storages() -> set[int]:
@@ -116,7 +129,10 @@ def test_fused_twice_the_weights_are_held_once(model_folders: dict[str, Path], f
     second = FusedLayers(model)
     assert storages() == fused
     for one, other in zip(first._layers, second._layers, strict=True):
-        assert one.qkv._weight.data_ptr() == other.qkv._weight.data_ptr()
-        assert one.gate_up._weight.data_ptr() == other.gate_up._weight.data_ptr()
+        for part in ("qkv", "gate_up"):
+            held, again = getattr(one, part)._whole, getattr(other, part)._whole
+            assert {name: whole.data_ptr() for name, whole in held.items()} == {
+                name: whole.data_ptr() for name, whole in again.items()
+            }
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor.float(), before[name].float())
