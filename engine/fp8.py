@@ -47,6 +47,10 @@ class Fp8Linear(nn.Module):
         self.bias = None if bias is None else nn.Buffer(bias)
 
     @property
+    def in_features(self) -> int:
+        return self.weight.shape[1]
+
+    @property
     def out_features(self) -> int:
         return len(self.weight)
 

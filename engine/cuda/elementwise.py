@@ -30,7 +30,7 @@ from engine.paged import BLOCK
 Activations = Tensor | Rounded
 
 # Powers of two that a long row is made of at most; one alone would be filled to little more than a half.
-_PARTS = 8
+_PARTS = 4
 
 
 def _rounded(tokens: int, size: int, device: torch.device) -> Rounded:

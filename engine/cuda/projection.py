@@ -30,6 +30,8 @@ class Projection:
         Raises ValueError for layers of different kinds.
         """
         self._dtype = dtype
+        self.inputs: int = parts[0].in_features
+        """Numbers of a row of x."""
         kind, names = type(parts[0]), _names(parts[0])
         if kind not in LINEAR or any(type(part) is not kind or _names(part) != names for part in parts):
             raise ValueError("projections of one input are of different kinds")
@@ -41,11 +43,6 @@ class Projection:
     def quantized(self) -> bool:
         """Whether activations are to be in 8 bits."""
         return self._product is not None and self._product.scale is not None
-
-    @property
-    def inputs(self) -> int:
-        """Numbers of a row of x."""
-        return self._weight.shape[1]
 
     @property
     def adds(self) -> bool:
