@@ -85,7 +85,9 @@ def serve(mailbox: Mailbox) -> None:
             await super().startup(sockets)
             mailbox.send({"event": "listening", "port": port})
 
-    listener = socket.create_server(("127.0.0.1", 0))
+    # By its name, or asyncio does not know it for TCP and lets each answer wait 40 ms for the client's acknowledgement.
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.bind(("127.0.0.1", 0))
     port = listener.getsockname()[1]
     config = uvicorn.Config(create_app(), log_level="error", lifespan="on", access_log=False)
     asyncio.run(Server(config).serve([listener]))
