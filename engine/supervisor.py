@@ -68,6 +68,10 @@ class Child:
         assert isinstance(message, dict)
         return message
 
+    def kill(self) -> None:
+        """Kill the child without waiting for its end."""
+        self._process.kill()
+
     def end(self, patience: float = 0.0) -> str:
         """Kill the child if it still runs after `patience` seconds, reap it, and say how it ended."""
         self.connection.close()

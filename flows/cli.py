@@ -6,6 +6,7 @@ and nothing was started; 3 a valid partial result; 4 another driver holds the ru
 
 from __future__ import annotations
 
+import atexit
 import os
 import shlex
 import shutil
@@ -13,7 +14,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from importlib import import_module
 from pathlib import Path
@@ -24,6 +25,7 @@ import typer
 
 if TYPE_CHECKING:
     from tasks.job import Job
+    from tasks.local_server import LocalServer
     from tasks.run import OpenRun
     from tasks.settings import Settings
     from tasks.summary import RunReport
@@ -134,7 +136,8 @@ def bench(context: typer.Context) -> None:
     settings = parse(context.args, "overnight bench")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with _exit_status(), ExitStack() as stack:
-        flow = _flow("bench", stack, Path(stack.enter_context(TemporaryDirectory(prefix="overnight-bench-"))))
+        server = _server(stack, Path(stack.enter_context(TemporaryDirectory(prefix="overnight-bench-"))))
+        flow = _flow("bench", stack, server)
         from httpx import HTTPError
         from prefect.exceptions import PrefectException
 
@@ -160,8 +163,25 @@ def deploy() -> None:
 
 
 def main() -> None:
-    """The `overnight` program."""
-    app()
+    """The `overnight` program.
+
+    It ends once all is done that is registered for its end, without taking apart what it imported: after a run Python
+    would spend a third of a second on that.
+    """
+    code = 1  # an exception that nobody foresaw, whose traceback Python prints first
+
+    @atexit.register  # before any other, so that it is called last
+    def leave() -> None:
+        with suppress(OSError):  # a reader that went away
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+
+    try:
+        app()
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 1 if end.code else 0
+        raise
 
 
 def _answer(job: Job, config: Path | None) -> RunReport:
@@ -179,7 +199,9 @@ def _answer(job: Job, config: Path | None) -> RunReport:
             if run.finished is not None:
                 return verified_report(run)
             OPENED.set(run)
-            flow = _flow("infer", stack, run.folder.path / "prefect")
+            server = _server(stack, run.folder.path / "prefect")
+            run.planner.plan_ahead()  # before Prefect is imported: no worker is to wait for that
+            flow = _flow("infer", stack, server)
             from httpx import HTTPError
             from prefect.exceptions import PrefectException
 
@@ -226,29 +248,37 @@ def _print(report: RunReport) -> None:
     print_summary(report, Console())
 
 
-def _flow(name: str, stack: ExitStack, home: Path) -> Any:
-    """A flow of `flows`, on the configured Prefect server or on one of the run's own, whose state is in `home`.
+def _server(stack: ExitStack, home: Path) -> LocalServer | None:
+    """Start a Prefect server of the run's own, whose state is in `home`; None where the environment names one.
 
-    That server boots while Prefect is imported, since both take seconds, and is ended again where one turns out to be
-    configured. Prefect's log lines are kept off the display: what goes wrong is told once, by the report.
+    It boots while its caller goes on, since that takes seconds. Prefect's log lines are kept off the display: what goes
+    wrong is told once, by the report.
     """
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")  # nothing is reported from a run
     os.environ.setdefault("DO_NOT_TRACK", "1")
     from tasks.local_server import local_server
 
-    starting = ExitStack()
-    server = None if os.environ.get("PREFECT_API_URL") else starting.enter_context(local_server(home))
-    with starting:
+    return None if os.environ.get("PREFECT_API_URL") else stack.enter_context(local_server(home))
+
+
+def _flow(name: str, stack: ExitStack, server: LocalServer | None) -> Any:
+    """A flow of `flows`, on `server` or, where Prefect turns out to know another one, on that."""
+    from engine.importing import without_collections
+
+    with without_collections():
         flow = getattr(import_module(f"flows.{name}"), name)
         from prefect.context import refresh_global_settings_context
-        from prefect.settings import get_current_settings
+        from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, get_current_settings, temporary_settings
 
-        if server is not None and get_current_settings().api.url is None:
-            os.environ["PREFECT_API_URL"] = server.wait()
-            os.environ["PREFECT_LOGGING_TO_API_ENABLED"] = "false"  # a server that ends with the run keeps no logs
-            refresh_global_settings_context()
-            stack.push(starting.pop_all())
+    if server is not None and get_current_settings().api.url is not None:
+        server.end()
+    elif server is not None:
+        os.environ["PREFECT_API_URL"] = server.wait()
+        os.environ["PREFECT_LOGGING_TO_API_ENABLED"] = "false"  # a server that ends with the run keeps no logs
+        refresh_global_settings_context()
+        # It would miss no heartbeat either, and a flow waits up to a second for the thread that sends them.
+        stack.enter_context(temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}))
     return flow
 
 

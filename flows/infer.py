@@ -20,7 +20,7 @@ from tasks.job import Job, RunOptions, prepare
 from tasks.outcome import verified_report
 from tasks.run import OPENED, OpenRun, taken_or_opened
 from tasks.settings import Settings, set_explicitly
-from tasks.stages import Planner, plan_failed_again, plan_next_window, publish_result, submit_lots
+from tasks.stages import plan_failed_again, plan_next_window, publish_result, submit_lots
 from tasks.summary import RunReport
 
 LOTS_AT_ONCE = 64
@@ -64,7 +64,7 @@ def infer(
 def answer_rows(run: OpenRun) -> None:
     """Plan and run every window; each lot is a task run of its own."""
     bar = start_progress(run.folder.id)
-    planner = Planner(run)
+    planner = run.planner
     in_flight: list[list[PrefectFuture[None]]] = []
     while not planner.ended:
         in_flight.append(submit_lots(run, plan_next_window(planner)))

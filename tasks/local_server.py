@@ -20,18 +20,32 @@ from pathlib import Path
 
 from data.errors import RunError
 from engine.child import Mailbox
+from engine.importing import without_collections
 from engine.supervisor import Child
 
 START_SECONDS = 120.0
+# Of the services only the one that records task runs: nothing here is scheduled, late, paused, automated or pooled.
+IDLE_SERVICES = (
+    "SCHEDULER",
+    "LATE_RUNS",
+    "FOREMAN",
+    "TRIGGERS",
+    "REPOSSESSOR",
+    "PAUSE_EXPIRATIONS",
+    "CANCELLATION_CLEANUP",
+    "CLEANUP_RECONCILER",
+)
 ENVIRONMENT = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "DO_NOT_TRACK": "1",
-    "PREFECT_SERVER_SERVICES_SCHEDULER_ENABLED": "false",
+    **{f"PREFECT_SERVER_SERVICES_{name}_ENABLED": "false" for name in IDLE_SERVICES},
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "200",
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_READ_BATCH_SIZE": "200",
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
     "PREFECT_LOGGING_SERVER_LEVEL": "ERROR",
 }
+# The template has been through both.
+FROM_TEMPLATE = {"PREFECT_API_DATABASE_MIGRATE_ON_START": "false", "PREFECT_API_BLOCKS_REGISTER_ON_START": "false"}
 
 
 class LocalServer:
@@ -50,6 +64,10 @@ class LocalServer:
             _keep(self._database, self._template)
         return f"http://127.0.0.1:{message['port']}/api"
 
+    def end(self) -> None:
+        """End the server; its database stays."""
+        self._child.end()
+
 
 @contextlib.contextmanager
 def local_server(home: Path) -> Iterator[LocalServer]:
@@ -59,22 +77,25 @@ def local_server(home: Path) -> Iterator[LocalServer]:
     database = home / "prefect.db"
     for leftover in home.glob("prefect.db*"):  # of a server that was killed; the ledger is the truth, not this
         leftover.unlink()
-    if template.exists():
-        shutil.copyfile(template, database)
     url = f"sqlite+aiosqlite:///{database}"
     environment = {**ENVIRONMENT, "PREFECT_HOME": str(home), "PREFECT_API_DATABASE_CONNECTION_URL": url}
+    if template.exists():
+        shutil.copyfile(template, database)
+        environment |= FROM_TEMPLATE
     environment["PREFECT_API_URL"] = ""
     child = Child("tasks.local_server:serve", environment=environment, log=home / "server.log")
+    server = LocalServer(child, database, template)
     try:
-        yield LocalServer(child, database, template)
+        yield server
     finally:
-        child.end()
+        server.end()
 
 
 def serve(mailbox: Mailbox) -> None:
     """The server process: tell the port once requests are answered, then serve until the parent is gone."""
-    import uvicorn
-    from prefect.server.api.server import create_app
+    with without_collections():
+        import uvicorn
+        from prefect.server.api.server import create_app
 
     class Server(uvicorn.Server):
         @contextlib.contextmanager
@@ -85,7 +106,9 @@ def serve(mailbox: Mailbox) -> None:
             await super().startup(sockets)
             mailbox.send({"event": "listening", "port": port})
 
-    listener = socket.create_server(("127.0.0.1", 0))
+    # By its name, or asyncio does not know it for TCP and lets each answer wait 40 ms for the client's acknowledgement.
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.bind(("127.0.0.1", 0))
     port = listener.getsockname()[1]
     config = uvicorn.Config(create_app(), log_level="error", lifespan="on", access_log=False)
     asyncio.run(Server(config).serve([listener]))

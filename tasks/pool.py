@@ -123,12 +123,18 @@ class WorkerPool:
             self._waiting.append((dict(shard), future))
         if self._closed:
             self._fail_waiting(Interrupted("the run was stopped"))
-        self._poke()
+        else:
+            self._poke()
         return future
 
     def drain(self) -> None:
         """Give out no further shard; those being worked on go on. Callable from a signal handler."""
         self._draining = True
+        self._poke()
+
+    def dismiss(self) -> None:
+        """End every worker, whatever it holds, without waiting for that. Idempotent."""
+        self._draining = self._closed = True
         self._poke()
 
     def close(self, patience: float = 0.0) -> None:
@@ -137,8 +143,7 @@ class WorkerPool:
         deadline = time.monotonic() + patience
         while time.monotonic() < deadline and any(slot.held for slot in self._slots):
             time.sleep(0.05)
-        self._closed = True
-        self._poke()
+        self.dismiss()
         self._thread.join()
 
     def _poke(self) -> None:
@@ -151,9 +156,12 @@ class WorkerPool:
             stopped = self._closed
             self._closed = True
             error = Interrupted("the run was stopped") if stopped else NoWorkers("the pool of workers failed")
+            children = [slot.child for slot in self._slots if slot.child is not None]
+            for child in children:
+                child.kill()  # all of them before the first is waited for: a GPU takes a while to be given back
+            for child in children:
+                child.end()
             for slot in self._slots:
-                if slot.child is not None:
-                    slot.child.end()
                 self._fail(slot, error)
             self._fail_waiting(error)
 

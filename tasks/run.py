@@ -1,13 +1,14 @@
 """A run that this process drives: the run folder and the output locked, its workers alive, its events told.
 
-Opening a run is what the command line does before Prefect is imported, so that a second driver is refused at once and
-the workers load the model while Prefect starts. A deployed flow opens the run itself.
+Opening a run is what the command line does before Prefect is imported, so that a second driver is refused at once, the
+workers load the model while Prefect starts, and have their first shards by then. A deployed flow opens the run itself.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -18,13 +19,15 @@ from data.ledger import Ledger
 from data.manifest import Manifest
 from data.publish import prepare_output, published_elsewhere
 from data.run_folder import RunFolder, preflight, set_aside
+from data.shards import Shard
 from data.target import Target
 from data.window import Window
 from engine.supervisor import Child
 from tasks.display import Display
 from tasks.events import EventLog
 from tasks.job import Job, remember_day
-from tasks.pool import WorkerPool
+from tasks.planner import Planner
+from tasks.pool import Event, WorkerPool
 from tasks.progress import Progress
 from tasks.worker import WorkerOrder, order_message
 
@@ -36,7 +39,7 @@ HELD_TOKENS = 2_000_000
 
 @dataclass
 class OpenRun:
-    """What the tasks of a run share in the driver's process. `windows` grows while the run is planned."""
+    """What the tasks of a run share in the driver's process."""
 
     job: Job
     folder: RunFolder
@@ -48,10 +51,14 @@ class OpenRun:
     finished: Manifest | None
     """The complete result of this very run, if it was published before; verified."""
     started: float
-    windows: list[Window] = field(default_factory=list)
+    planner: Planner = field(init=False)
     failure: RunError | None = None
     """What ended the run, where something other than the user did; the rest is not computed then."""
-    resumed_rows: int = 0
+    _handed: dict[str, Future[Event]] = field(init=False, default_factory=dict)
+    """By shard: answers to come that no task waits for yet."""
+
+    def __post_init__(self) -> None:
+        self.planner = Planner(self.job, self.folder, self.ledger, self.events, self.hand_out)
 
     @property
     def pool(self) -> WorkerPool:
@@ -60,9 +67,33 @@ class OpenRun:
         return self.workers
 
     @property
+    def windows(self) -> list[Window]:
+        """The windows planned so far."""
+        return self.planner.windows
+
+    @property
+    def resumed_rows(self) -> int:
+        """Rows of these windows that were answered before."""
+        return self.planner.resumed_rows
+
+    @property
     def folded_rows(self) -> int:
         """Rows that share the answer of another row, in the windows planned so far."""
         return sum(window.folded for window in self.windows)
+
+    def hand_out(self, shards: Sequence[Shard]) -> None:
+        """Give the shards that are not committed to the workers, in this order; `answers` tells what comes of it."""
+        for shard in self.ledger.missing(shards):
+            self._handed[shard.id] = self.pool.submit(shard.to_json())
+
+    def answers(self, shards: Sequence[Shard]) -> list[Future[Event]]:
+        """The answers to come of those shards that are not committed, handed out anew once these have been asked for.
+
+        Every shard that is handed out is asked for once, with those of its lot.
+        """
+        if not any(shard.id in self._handed for shard in shards):
+            self.hand_out(shards)
+        return [self._handed.pop(shard.id) for shard in shards if shard.id in self._handed]
 
     def stop(self, patience: float) -> None:
         """End the workers, after up to `patience` seconds for what they hold. Ends the wait of every lot."""
@@ -74,10 +105,6 @@ class OpenRun:
         self.failure = self.failure or error
         if self.workers is not None:
             self.workers.drain()
-
-    def warn(self, message: str) -> None:
-        """Tell the user of something that does not stop the run."""
-        self.events.tell({"event": "warning", "message": message})
 
 
 # The command line opens the run before it starts Prefect; the flow then takes it from here.

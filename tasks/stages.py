@@ -1,8 +1,8 @@
 """The Prefect tasks of the infer flow: plan the next window, run a lot, publish.
 
-A lot is a few consecutive shards. Its task submits those that are not committed to the workers and waits for all of
-them; when a worker dies, the task fails after its other shards are done, and Prefect runs it again after a while. What
-a task passes on is names: windows and shards by index and id, results by path.
+A lot is a few consecutive shards. The workers have those that are not committed since they were planned; its task waits
+for all of them. When a worker dies, the task fails after its other shards are done, and Prefect runs it again after a
+while: then it hands them out anew. What a task passes on is names: windows and shards by index and id, results by path.
 """
 
 from __future__ import annotations
@@ -21,78 +21,23 @@ from prefect.tasks import exponential_backoff
 from prefect.utilities.annotations import quote
 
 from data.errors import RunError
-from data.json_types import JsonTypes
-from data.plan import plan_windows
 from data.publish import publish, published_base
 from data.retry import plan_retry
-from data.sharding import PlanOptions
 from data.shards import Shard
-from data.target import Target
 from data.window import Window
 from tasks.job import results_of
 from tasks.outcome import manifest_fields, published_report
+from tasks.planner import Planner, plan_options
 from tasks.pool import Interrupted, WorkerDied
 from tasks.run import OpenRun
-from tasks.settings import Settings
 from tasks.summary import RunReport
 
 MAX_LOTS = 500
 
 
-class Planner:
-    """The windows of a run, one at a time, as they are asked for."""
-
-    def __init__(self, run: OpenRun) -> None:
-        job = run.job
-        self.run = run
-        self._windows = plan_windows(run.folder, job.dataset, job.prompter, job.run_id, _plan_options(job.settings))
-        self._mixed: set[str] = set()
-
-    @property
-    def ended(self) -> bool:
-        """Whether the last window has been planned."""
-        return bool(self.run.windows) and self.run.windows[-1].last
-
-    def next(self) -> Window:
-        """Plan the next window, or load it if it was planned before. A run has at least one."""
-        window = next(self._windows)
-        self.run.windows.append(window)
-        self.run.events.tell(_planned(window))
-        self._tell_resumed(window)
-        self._tell_mixed(window)
-        return window
-
-    def _tell_mixed(self, window: Window) -> None:
-        """JSON columns without one type are published as JSON text, which a reader should hear of."""
-        if (
-            window.json_types is None
-            or Target.at(self.run.job.output.path).format(self.run.job.output.format) == "jsonl"
-        ):
-            return
-        for name in JsonTypes.from_json(window.json_types).mixed:
-            if name not in self._mixed:
-                self._mixed.add(name)
-                self.run.warn(f"column {name!r} has values of several JSON types: it is published as JSON text")
-
-    def _tell_resumed(self, window: Window) -> None:
-        commits = self.run.ledger.commits()
-        done = [(shard, commits[shard.id]) for shard in window.shards if shard.id in commits]
-        if done:
-            self.run.resumed_rows += sum(shard.rows for shard, _ in done)
-            self.run.events.tell(
-                {
-                    "event": "resumed",
-                    "shards": len(done),
-                    "rows": sum(shard.rows for shard, _ in done),
-                    "ok": sum(commit.ok for _, commit in done),
-                    "errors": sum(commit.errors for _, commit in done),
-                }
-            )
-
-
 @task(name="plan", cache_policy=NO_CACHE, persist_result=False)
 def plan_next_window(planner: Planner) -> Window:
-    """Plan one window of the input."""
+    """Plan one window of the input, unless that is done already."""
     return planner.next()
 
 
@@ -101,15 +46,11 @@ def plan_failed_again(run: OpenRun) -> Window | None:
     """Plan the sequences that ended in an error again, after the last window; None if there are none."""
     job = run.job
     base = published_base(run.folder, job.output)
-    return plan_retry(run.folder, job.dataset, job.prompter, job.run_id, _plan_options(job.settings), run.windows, base)
-
-
-def _plan_options(settings: Settings) -> PlanOptions:
-    return PlanOptions(
-        kind=settings.job.kind,
-        max_tokens=settings.sampling.max_tokens,
-        fold=settings.job.kind != "generate" or settings.sampling.temperature == 0,
-    )
+    options = plan_options(job.settings)
+    window = plan_retry(run.folder, job.dataset, job.prompter, job.run_id, options, run.windows, base)
+    if window is not None:
+        run.hand_out(window.shards)
+    return window
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
@@ -120,7 +61,7 @@ def run_lot(run: OpenRun, shards: Sequence[Shard]) -> None:
         WorkerDied: a worker ended while it held one of them; what was finished is committed.
         RunError: a shard cannot be computed or stored.
     """
-    futures = [run.pool.submit(shard.to_json()) for shard in run.ledger.missing(shards)]
+    futures = run.answers(shards)
     wait(futures)
     try:
         for future in futures:
@@ -162,20 +103,6 @@ def _windows_expected(run: OpenRun, window: Window) -> int:
     return max(window.index + 2, -(-total * (window.index + 1) // window.bytes_read))
 
 
-def _planned(window: Window) -> dict[str, Any]:
-    return {
-        "event": "planned",
-        "window": window.index,
-        "rows": window.rows,
-        "sequences": sum(shard.sequences for shard in window.shards),
-        "shards": len(window.shards),
-        "errors": dict(window.errors),
-        "folded": window.folded,
-        "input_tokens": window.input_tokens,
-        "last": window.last,
-    }
-
-
 @task(name="publish", cache_policy=NO_CACHE, persist_result=False)
 def publish_result(run: OpenRun) -> RunReport:
     """Assemble the result of every committed shard, rename it into place, and write its manifest.
@@ -184,6 +111,7 @@ def publish_result(run: OpenRun) -> RunReport:
         RunError: the error budget is exceeded, or a committed file is damaged; nothing was published.
     """
     job = run.job
+    run.pool.dismiss()
     run.events.tell({"event": "publishing"})
     schema = results_of(job.settings, job.checkpoint)
     manifest = publish(run.folder, run.windows, job.dataset, job.output, schema, manifest_fields(run))

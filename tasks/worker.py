@@ -22,6 +22,7 @@ from data.ledger import commit_shard, record_attempt
 from data.run_folder import RunFolder
 from data.shards import Shard, read_prompts
 from engine.child import Mailbox
+from engine.importing import without_collections
 from engine.request import Completion, Engine, Request
 from tasks.results import ResultTable
 from tasks.settings import Settings
@@ -162,14 +163,16 @@ def build(order: WorkerOrder) -> tuple[BuiltEngine, ResultTable, int]:
 
     Raises InputError, ValueError or OSError for a model that cannot be loaded.
     """
-    import torch
+    with without_collections():
+        import torch
 
-    from engine.weights import open_weights
+        from engine.weights import open_weights
 
     settings, code = order.settings, order.settings.model.trust_remote_code
     checkpoint = Checkpoint.open(settings.model.path, settings.model.revision, code)
     with open_weights(checkpoint.weights, torch.device(order.device), ahead=not code) as weights:
-        from tasks.engines import build_engine  # imports transformers, while the weights are read
+        with without_collections():
+            from tasks.engines import build_engine  # imports transformers, while the weights are read
 
         built = build_engine(settings, checkpoint, order.device, order.threads, weights)
     return built, ResultTable(settings, checkpoint.tokenizer(), built.embedding_size), checkpoint.context_length

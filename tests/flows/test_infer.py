@@ -6,8 +6,10 @@ import hashlib
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +177,66 @@ def test_killed_and_resumed(
         now = {path.name: path.read_bytes() for path in commits.glob("*/commits/*.json")}
         assert now.items() >= done.items(), "a committed shard was computed again"
     assert digest(tmp_path / "killed" / "out") == digest(tmp_path / "plain" / "out")
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_ended_while_planning_and_resumed(
+    overnight: Overnight, environment: dict[str, str], config: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    rows = [{"id": row, "text": f"Order {row % 40} has not arrived. " * 20} for row in range(30_000)]
+    source = write_rows(tmp_path / "in.jsonl", rows)
+    arguments = ["infer", "--input", source, "--config", config]
+    words = program(*arguments, "--output", "ended/out")
+    driver = subprocess.Popen(words, env=environment, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    wait_for(lambda: list(tmp_path.glob("ended/.overnight/*/prefect/server.log")))
+    children = psutil.Process(driver.pid).children(recursive=True)
+    driver.send_signal(number)
+    stdout, _ = driver.communicate(timeout=45)
+    assert driver.returncode == (-number if number == signal.SIGKILL else 130)
+    assert ("overnight infer" in stdout) == (number == signal.SIGTERM)
+    assert psutil.wait_procs(children, timeout=10)[1] == []
+    (run,) = tmp_path.glob("ended/.overnight/*")
+    assert not list(run.glob("plan/*.json")), "the plan was complete already"
+    assert overnight(*arguments, "--output", "ended/out").returncode == 0
+    assert overnight(*arguments, "--output", "plain/out").returncode == 0
+    assert digest(tmp_path / "ended" / "out") == digest(tmp_path / "plain" / "out")
+    for folder in ("plan", "commits"):
+        planned = [{path.name for path in root.glob(f".overnight/*/{folder}/*")} for root in
+                   (tmp_path / "ended", tmp_path / "plain")]  # fmt: skip
+        assert planned[0] == planned[1]
+
+
+def flow_runs(run: Path) -> list[tuple[str, str]]:
+    """Flow and final state of each flow run that the run's own Prefect server has recorded."""
+    with closing(sqlite3.connect(run / "prefect" / "prefect.db")) as database:
+        query = "SELECT flow.name, flow_run.state_type FROM flow_run JOIN flow ON flow.id = flow_run.flow_id"
+        return list(database.execute(query))
+
+
+def test_what_is_wrong_with_the_input_ends_the_run_when_it_is_planned(overnight: Overnight, tmp_path: Path) -> None:
+    source = tmp_path / "in.parquet"
+    pq.write_table(pa.Table.from_pylist(list(messages(2000))), source)
+    whole = source.read_bytes()
+    source.write_bytes(whole[:100] + bytes(len(whole) // 2) + whole[100 + len(whole) // 2 :])
+    done = overnight("infer", "--input", source, "--output", "out")
+    assert done.returncode == 1
+    assert "in.parquet" in done.stdout
+    (run,) = tmp_path.glob(".overnight/*")
+    assert flow_runs(run) == [("infer", "FAILED")]
+    assert '"failed"' in (run / "events.jsonl").read_text().splitlines()[-1]
+
+
+def test_the_workers_have_their_shards_before_the_flow_begins_and_its_state_is_recorded(
+    overnight: Overnight, tmp_path: Path
+) -> None:
+    source = write_rows(tmp_path / "in.jsonl", list(messages(30)))
+    assert overnight("infer", "--input", source, "--output", "out").returncode == 0
+    (run,) = tmp_path.glob(".overnight/*")
+    assert flow_runs(run) == [("infer", "COMPLETED")]
+    times = {event["event"]: event["time"] for event in map(json.loads, (run / "events.jsonl").open())}
+    with closing(sqlite3.connect(run / "prefect" / "prefect.db")) as database:
+        ((begun,),) = database.execute("SELECT start_time FROM flow_run")
+    assert times["planned"].partition("+")[0] < begun.replace(" ", "T")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -199,3 +199,18 @@ def test_workers_end_with_a_killed_driver(tmp_path: Path) -> None:
         worker = psutil.Process(int(driver.stdout.readline()))
         driver.kill()
     worker.wait(timeout=10)
+
+
+def test_dismissed_workers_end_while_their_driver_goes_on(make_pool: MakePool, events: list[dict[str, Any]]) -> None:
+    pool = make_pool(2)
+    assert pool.submit(work(0)).result(timeout=60)
+    children = [psutil.Process(event["pid"]) for event in events if event["event"] == "started"]
+    started = time.monotonic()
+    pool.dismiss()
+    assert time.monotonic() - started < 0.05
+    assert not pool.open
+    with pytest.raises(Interrupted):
+        pool.submit(work(1)).result(timeout=10)
+    assert psutil.wait_procs(children, timeout=10)[1] == []
+    pool.close()
+    assert not [event for event in events if event["event"] == "died"]

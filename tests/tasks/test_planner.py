@@ -1,0 +1,118 @@
+"""Windows are planned when asked for or ahead, and their shards are with the workers from then on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from concurrent.futures import Future
+from datetime import datetime
+from pathlib import Path
+from typing import Any, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from data.errors import InputError
+from data.ledger import Commit, Ledger
+from data.run_folder import RunFolder
+from tasks.configuration import load_settings
+from tasks.events import EventLog
+from tasks.job import RunOptions, prepare
+from tasks.pool import Event, WorkerDied, WorkerPool
+from tasks.progress import Progress
+from tasks.run import OpenRun
+from tests.flows.conftest import MODEL
+
+
+class Queue:
+    """What a pool of workers was given."""
+
+    def __init__(self) -> None:
+        self.shards: list[str] = []
+        self.futures: list[Future[Event]] = []
+
+    def submit(self, shard: dict[str, Any]) -> Future[Event]:
+        self.shards.append(shard["id"])
+        self.futures.append(Future())
+        return self.futures[-1]
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """700 prompts of 100 ids each."""
+    rows = [{"ids": [5 + (row * 31 + place * 7) % 300 for place in range(100)]} for row in range(700)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "in.parquet")
+    return tmp_path / "in.parquet"
+
+
+def opened(source: Path) -> tuple[OpenRun, Queue]:
+    given = {
+        "input": {"path": str(source)},
+        "output": {"path": str(source.parent / "out")},
+        "job": {"prompt_ids": "ids"},
+        "model": {"path": str(MODEL)},
+    }
+    job = prepare(load_settings(None, given, ()), RunOptions(), datetime.now(), "overnight infer")
+    folder = RunFolder.create(job.run_path, job.identity)
+    events, queue = EventLog(folder.events), Queue()
+    pool = cast(WorkerPool, queue)
+    return OpenRun(job, folder, Ledger(folder), events, Progress(), pool, None, 0.0), queue
+
+
+def told(run: OpenRun) -> list[str]:
+    return [json.loads(line)["event"] for line in run.folder.events.read_text().splitlines()]
+
+
+def test_a_window_planned_ahead_is_with_the_workers_before_it_is_asked_for(source: Path) -> None:
+    run, queue = opened(source)
+    run.planner.plan_ahead()
+    assert told(run) == ["planned"]
+    (window,) = run.windows
+    assert queue.shards == [shard.id for shard in window.shards]
+    assert len(queue.shards) > 1
+    assert not run.planner.ended, "nobody has asked for the last window yet"
+    assert run.planner.next() is window
+    assert run.planner.ended
+    assert told(run) == ["planned"]
+
+
+def test_a_window_is_the_same_whenever_it_is_planned(source: Path) -> None:
+    run, queue = opened(source)
+    run.planner.plan_ahead()
+    ahead = run.planner.next()
+    shutil.rmtree(run.folder.path)
+    asked, other = opened(source)
+    assert asked.planner.next() == ahead
+    assert other.shards == queue.shards
+
+
+def test_what_is_wrong_is_raised_where_the_window_is_asked_for(source: Path) -> None:
+    run, queue = opened(source)
+    damaged = bytearray(source.read_bytes())
+    damaged[100:2000] = bytes(1900)
+    source.write_bytes(damaged)
+    run, queue = opened(source)
+    run.planner.plan_ahead()
+    assert not run.planner.ended
+    with pytest.raises(InputError, match=r"in\.parquet"):
+        run.planner.next()
+    assert queue.shards == []
+    assert not list(run.folder.plan.glob("*.json"))
+
+
+def test_a_shard_is_asked_for_once_and_handed_out_anew_after_its_worker_died(source: Path) -> None:
+    run, queue = opened(source)
+    shards = run.planner.next().shards
+    lot = shards[:2]
+    assert run.answers(lot) == queue.futures[:2]
+    queue.futures[0].set_exception(WorkerDied("worker 0 ended"))
+    assert run.answers(lot) == queue.futures[-2:]
+    assert queue.shards == [shard.id for shard in (*shards, *lot)]
+    (run.folder.commits / f"{lot[0].id}.json").write_bytes(commit(lot[0].id))
+    assert run.answers(lot) == queue.futures[-1:]
+    assert queue.shards[-1] == lot[1].id
+
+
+def commit(shard: str) -> bytes:
+    return Commit(shard, "0" * 64, 1, 1, 0, {"input": 1, "output": 1}, 1.0, 0, 1).to_bytes()
