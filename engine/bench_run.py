@@ -20,13 +20,9 @@ from engine.paged import BLOCK
 from engine.request import Completion, Request, run
 from engine.sequence import Sequence
 from engine.stopping import Stopping
-from engine.workloads import Row
+from engine.workloads import Row, WrongAnswer
 
 _TRACED_STEPS = 30
-
-
-class WrongAnswer(RuntimeError):
-    """A row did not get exactly its tokens, so the figures mean nothing."""
 
 
 class HiddenLengths(Stopping):

@@ -57,6 +57,10 @@ SHAPES: dict[str, dict[str, Any]] = {
 """config.json entries of the named model shapes."""
 
 
+class WrongAnswer(RuntimeError):
+    """A row did not get exactly its tokens, so that what was measured means nothing."""
+
+
 def find_shape(model: str) -> dict[str, Any] | Path:
     """The entries of a named shape, else the config.json that `model` names or is the folder of.
 

@@ -10,11 +10,11 @@ from typing import Any
 import psutil
 import pytest
 
-from engine import bench
-from engine.bench_run import WrongAnswer, check_answers, requests
+from engine import bench, bench_subject
+from engine.bench_run import check_answers, requests
 from engine.bench_settings import BenchSettings, parse
 from engine.request import Completion
-from engine.workloads import Row, Workload
+from engine.workloads import Row, Workload, WrongAnswer
 
 FIELDS = [
     "workload",
@@ -127,7 +127,7 @@ def test_a_context_that_is_too_short_is_refused(model: str, capsys: pytest.Captu
 
 def test_the_age_of_the_process() -> None:
     age = time.time() - psutil.Process().create_time()
-    assert bench._process_seconds() == pytest.approx(age, abs=2)  # psutil knows the boot time in whole seconds
+    assert bench_subject._process_seconds() == pytest.approx(age, abs=2)  # psutil knows the boot time in whole seconds
 
 
 def test_the_command_line(model: str) -> None:
