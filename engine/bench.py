@@ -14,7 +14,7 @@ from typing import Any
 
 from engine.bench_settings import BenchSettings, parse
 from engine.child import Mailbox
-from engine.importing import without_collections
+from engine.importing import keep_bytecode, without_collections
 from engine.workloads import WrongAnswer
 
 Figures = dict[str, Any]
@@ -57,4 +57,5 @@ def measured(settings: BenchSettings, progress: Callable[[str], None]) -> Iterat
 
 
 if __name__ == "__main__":
+    keep_bytecode()
     sys.exit(main(sys.argv[1:]))

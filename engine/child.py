@@ -18,6 +18,8 @@ from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from typing import Any
 
+from engine.importing import keep_bytecode
+
 PARENT_GONE = 3
 
 
@@ -57,6 +59,7 @@ def main(target: str, descriptor: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     mailbox = Mailbox(Connection(descriptor))
+    keep_bytecode()
     module, _, function = target.partition(":")
     getattr(importlib.import_module(module), function)(mailbox)
 

@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from engine.importing import keep_bytecode
+
 if TYPE_CHECKING:
     from tasks.job import Job
     from tasks.local_server import LocalServer
@@ -177,6 +179,7 @@ def main() -> None:
             sys.stderr.flush()
         os._exit(code)
 
+    keep_bytecode()
     try:
         app()
     except SystemExit as end:
