@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: sample test check format scale clean
+.PHONY: sample test check format scale job clean
 
 sample: .venv/installed
 	$(BIN)/overnight infer --config data/sample/config.toml
@@ -38,6 +38,10 @@ scale: .venv/installed-dev
 .venv/installed-dev: .venv/torch pyproject.toml
 	$(PIP) --editable ".[dev]"
 	touch .venv/installed $@
+
+# The time of a small job with a 7B model of random weights, from process start to exit; for a machine with a GPU.
+job: .venv/installed-dev
+	$(BIN)/python -m tests.scale.whole_job
 
 clean:
 	rm -rf .venv out

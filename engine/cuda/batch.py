@@ -69,10 +69,10 @@ def attend(q: Tensor, layer: Paged, batch: Batch, *, scale: float, window: int |
     elif not batch.decoding:
         _prefill(q, layer, batch, out, scale, window)
     else:
-        with beside(q.device) as join:
-            _decode(q, layer, batch, out, scale, window)
-        _prefill(q, layer, batch, out, scale, window)
-        join()
+        with beside(q.device) as side:
+            with side:
+                _decode(q, layer, batch, out, scale, window)
+            _prefill(q, layer, batch, out, scale, window)
     return out
 
 

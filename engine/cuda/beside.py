@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
+from typing import Any
 
 import torch
 
 
 @contextmanager
-def beside(device: torch.device) -> Iterator[Callable[[], None]]:
-    """Run the block's kernels beside those launched after it, until what the block is given is called.
+def beside(device: torch.device) -> Iterator[AbstractContextManager[Any]]:
+    """Gives a context whose kernels run beside the others of the block; what follows the block waits for all of them.
 
-    The block reads and writes tensors that live until then; what it allocates must be freed inside it.
+    Kernels of that context read and write tensors that live until the block ends; what is allocated in it must be freed
+    in it.
     """
     if device.type != "cuda":
-        yield lambda: None
+        yield nullcontext()
         return
     main, side = torch.cuda.current_stream(device), _side(device)
     side.wait_stream(main)
-    with torch.cuda.stream(side):
-        yield lambda: main.wait_stream(side)
+    try:
+        yield torch.cuda.stream(side)
+    finally:
+        main.wait_stream(side)  # also where memory ran out: what the other kernels use is freed then
 
 
 @cache
