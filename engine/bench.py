@@ -13,8 +13,9 @@ from threading import Thread
 from typing import Any
 
 from engine.bench_settings import BenchSettings, parse
+from engine.bytecode import keep_bytecode
 from engine.child import Mailbox
-from engine.importing import keep_bytecode, without_collections
+from engine.importing import without_collections
 from engine.workloads import WrongAnswer
 
 Figures = dict[str, Any]

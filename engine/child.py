@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from typing import Any
 
-from engine.importing import keep_bytecode
+from engine.bytecode import keep_bytecode
 
 PARENT_GONE = 3
 

@@ -50,7 +50,7 @@ class Executes(Protocol):
         """Only the step's swaps, and its rows' block tables; `launch` includes this. May be repeated."""
 
     def foresee(self, step: Step) -> None:
-        """Prepare for steps like this one, beside its work; for speed alone. May run out of memory."""
+        """Prepare for steps like this one, which is launched; for speed alone, and never in its way."""
 
     def release(self) -> None:
         """Give back memory that is kept for speed."""
@@ -94,7 +94,7 @@ def execution(
                 f"{type(model).__name__} has keys and values of different sizes; it cannot run on a GPU here"
             )
         if settings.kv_dtype == "fp8":
-            require_fp8(model.device, "engine.kv_dtype")
+            require_fp8(model.device, "engine.kv_dtype = 'fp8'")
         from engine.cuda.memory import sized_runner  # Triton is there where a GPU is
 
         runner, blocks = sized_runner(model, sampling, settings, layers, rows=rows, widest=widest, graphs=graphs)

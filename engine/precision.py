@@ -32,7 +32,7 @@ def quantize(model: PreTrainedModel, method: str, fits: Callable[[PreTrainedMode
     """
     fp8 = method in ("fp8", "awq-fp8") or (method == "awq" and supports_fp8(model.device))
     if fp8:
-        require_fp8(model.device, "model.quantization")
+        require_fp8(model.device, f"model.quantization = {method!r}")
     what = ""
     if stored_in_int4(model):
         what = "int4 weights"
@@ -40,12 +40,12 @@ def quantize(model: PreTrainedModel, method: str, fits: Callable[[PreTrainedMode
         what = _round_to_int4(model)
     layers = [module for module in model.modules() if isinstance(module, Int4Linear)]
     keep = bool(layers) and fits is not None and not fits(model, 1 if fp8 else model.dtype.itemsize)
-    if keep:
-        what += ", kept in 4 bits"
     if fp8:
         for layer in layers:
             layer.to_fp8()
     _unpack(model, keep=keep)
+    if any(isinstance(module, Int4Linear) for module in model.modules()):
+        what += ", kept in 4 bits"
     if fp8:
         to_fp8(model)
     numbers = "fp8" if fp8 else str(model.dtype).removeprefix("torch.")

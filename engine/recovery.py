@@ -88,7 +88,7 @@ class Recovery:
         if self._within(step):
             launched = self._attempt(self._runner.launch, step)
             if launched is not None:
-                self._attempt(self._runner.foresee, step)
+                self._runner.foresee(step)
                 return launched, None
             failed = True
         if failed or not self._attempt(self._move, step):

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from engine.importing import keep_bytecode
+from engine.bytecode import keep_bytecode
 
 if TYPE_CHECKING:
     from tasks.job import Job
@@ -174,9 +174,9 @@ def main() -> None:
 
     @atexit.register  # before any other, so that it is called last
     def leave() -> None:
-        with suppress(OSError):  # a reader that went away
-            sys.stdout.flush()
-            sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(BrokenPipeError):  # a reader that went away
+                stream.flush()
         os._exit(code)
 
     keep_bytecode()

@@ -1,11 +1,13 @@
 """Decode steps as CUDA graphs: a whole step is launched as one, whatever its layers.
 
-A capture takes the host some ten milliseconds, in which nothing is launched. So graphs are captured beside the device's
-work, for the steps that are likely to follow, and a step that was not foreseen is launched kernel by kernel.
+A capture takes the host some ten milliseconds, and torch waits for the device before it. Graphs are captured behind a
+launched step, for the steps that are likely to follow; a step that was not foreseen is launched kernel by kernel, as
+all are once a capture failed.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +21,7 @@ class Graphs:
         self._work = work
         self._graphs: dict[tuple[int, ...], Any] = {}
         self._pool: Any = None
-        self._full = False
+        self._failed = False
 
     def run(self, key: tuple[int, ...]) -> None:
         """Do the work for `key`."""
@@ -32,19 +34,22 @@ class Graphs:
     def foresee(self, key: tuple[int, ...]) -> bool:
         """Capture the work for `key`; whether that was to be done.
 
-        Once that has run out of memory, nothing is captured any more.
+        Where that fails, for want of memory or otherwise, nothing is captured any more.
         """
-        if key in self._graphs or self._full:
+        if key in self._graphs or self._failed:
             return False
-        self._full = True
-        self._graphs[key] = self._capture(key)
-        self._full = False
+        try:
+            self._graphs[key] = self._capture(key)
+        except (RuntimeError, MemoryError) as error:
+            self._failed = True
+            warnings.warn(f"decode steps are launched kernel by kernel: a capture failed ({error})", stacklevel=2)
         return True
 
     def drop(self) -> None:
-        """Forget the captured steps and give their memory back; none may be under way."""
+        """Forget the captured steps and give their memory back; none may be under way. Later ones are tried anew."""
         self._graphs.clear()
         self._pool = None
+        self._failed = False
 
     def _capture(self, key: tuple[int, ...]) -> Any:
         graph = torch.cuda.CUDAGraph()

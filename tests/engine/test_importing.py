@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import json
 import os
-import py_compile
 import subprocess
 import sys
 from pathlib import Path
@@ -72,53 +71,3 @@ def test_collections_are_off_in_the_block_alone() -> None:
     assert gc.isenabled()
     assert gc.get_freeze_count() > before
     gc.unfreeze()
-
-
-BYTECODE = """
-import json, sys
-from engine.importing import keep_bytecode
-keep_bytecode()
-import torch
-print(json.dumps([torch.__cached__, sys.dont_write_bytecode]))
-"""
-
-
-@pytest.fixture
-def package(tmp_path: Path) -> Path:
-    """A package that stands in for torch, never compiled."""
-    package = tmp_path / "site" / "torch"
-    package.mkdir(parents=True)
-    (package / "__init__.py").write_text("answer = 42\n")
-    return package
-
-
-def test_bytecode_that_python_would_not_keep_is_kept(package: Path, tmp_path: Path) -> None:
-    cache = tmp_path / "cache"
-    for _ in range(2):
-        compiled, forbidden = python(BYTECODE, package.parent, PYTHONDONTWRITEBYTECODE="1", XDG_CACHE_HOME=str(cache))
-        assert not forbidden
-        assert Path(compiled).is_relative_to(cache / "overnight" / "bytecode")
-        assert Path(compiled).exists()
-    assert not (package / "__pycache__").exists()
-
-
-def test_stale_bytecode_does_not_count(package: Path, tmp_path: Path) -> None:
-    source = package / "__init__.py"
-    stale = Path(py_compile.compile(str(source), doraise=True) or "")
-    os.utime(source, (1, 1))  # as in an image whose files were given another time
-    compiled, _ = python(BYTECODE, package.parent, PYTHONDONTWRITEBYTECODE="1", XDG_CACHE_HOME=str(tmp_path / "cache"))
-    assert Path(compiled) != stale
-
-
-@pytest.mark.parametrize("mode", list(py_compile.PycInvalidationMode))
-def test_bytecode_in_place_is_used(package: Path, tmp_path: Path, mode: py_compile.PycInvalidationMode) -> None:
-    source = package / "__init__.py"
-    in_place = py_compile.compile(str(source), doraise=True, invalidation_mode=mode)
-    found = python(BYTECODE, package.parent, PYTHONDONTWRITEBYTECODE="1", XDG_CACHE_HOME=str(tmp_path / "cache"))
-    assert found == [in_place, True]
-
-
-def test_python_keeps_bytecode_where_it_may(package: Path, tmp_path: Path) -> None:
-    compiled, _ = python(BYTECODE, package.parent, XDG_CACHE_HOME=str(tmp_path / "cache"))
-    assert Path(compiled).is_relative_to(package / "__pycache__")
-    assert Path(compiled).exists()

@@ -88,7 +88,6 @@ def test_a_window_is_the_same_whenever_it_is_planned(source: Path) -> None:
 
 
 def test_what_is_wrong_is_raised_where_the_window_is_asked_for(source: Path) -> None:
-    run, queue = opened(source)
     damaged = bytearray(source.read_bytes())
     damaged[100:2000] = bytes(1900)
     source.write_bytes(damaged)

@@ -23,8 +23,8 @@ def test_sizes_are_few() -> None:
 
 def test_a_size_that_is_no_faster_than_a_larger_one_is_left_out() -> None:
     sizes = Sizes(1024)
-    slow = {448: 1.3, 960: 0.995}
-    sizes.choose(lambda rows: slow.get(rows, 1.0) * rows / 512 if rows != 960 else 1024 / 512)
+    cost = {448: 550, 960: 1023}
+    sizes.choose(lambda rows: float(cost.get(rows, rows)))
     assert sizes.fit(448) == 512
     assert sizes.fit(950) == 1024
     assert sizes.fit(384) == 384
