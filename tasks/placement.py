@@ -34,6 +34,7 @@ class Placement:
         variables = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
         if self.device == "cuda":
             variables["CUDA_VISIBLE_DEVICES"] = self.gpus[worker]
+            variables["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # as the driver's library counts
         else:
             variables["CUDA_VISIBLE_DEVICES"] = ""
         return variables
@@ -106,12 +107,16 @@ def resolve(settings: Settings, placement: Placement) -> Settings:
 
 
 def _has_fp8(visible: str) -> bool:
-    """Whether a GPU multiplies 8-bit floats."""
+    """Whether a GPU multiplies 8-bit floats. InputError where the driver does not know it by this name."""
     pynvml.nvmlInit()
     try:
         gpu = gpu_handle(visible)
         if visible.startswith("MIG-"):
             gpu = pynvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(gpu)
         return tuple(pynvml.nvmlDeviceGetCudaComputeCapability(gpu)) >= (8, 9)
+    except pynvml.NVMLError as error:
+        raise InputError(
+            f"CUDA_VISIBLE_DEVICES: {visible} is no GPU here ({error}); give its index or whole UUID"
+        ) from error
     finally:
         pynvml.nvmlShutdown()

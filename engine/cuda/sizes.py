@@ -1,9 +1,9 @@
 """The batch sizes that decode steps are filled up to, so that a few graphs serve every number of rows.
 
 Products are cut into tiles, and a library chooses for each size anew how, now and then badly: 448 rows may take a
-quarter longer than 512. So the layers' products of each size are timed at the start, and a size is left out where a larger
-one is as fast. Beside products, rows that only fill up a batch cost little: they have one key to attend to, and a part in
-the head and the choice of a token, which are not timed.
+quarter longer than 512. So the layers' products of each size are timed at the start, and a size is left out where a
+larger one is as fast. Beside products, rows that only fill up a batch cost little: they have one key to attend to, and
+a part in the head and the choice of a token, which are not timed.
 
 Plain Python without torch: how products are timed is the caller's.
 """
