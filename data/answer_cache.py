@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,32 +66,41 @@ class AnswerCache:
     def tmp(self) -> Path:
         return self.folder / "tmp"
 
+    @property
+    def size(self) -> int:
+        """Bytes of its files. Asked after every shard, so nothing is made of the names."""
+        size = 0
+        for entry in _entries(self.answers):
+            with suppress(FileNotFoundError):
+                size += entry.stat(follow_symlinks=False).st_size
+        return size
+
     def segments(self, job: str = "") -> list[Segment]:
         """The segments of a job, or all of them, by name."""
-        paths = sorted(path for path in _files(self.answers) if path.name.startswith(job))
-        return [segment for path in paths if (segment := segment_at(path)) is not None]
+        entries = sorted((e for e in _entries(self.answers) if e.name.startswith(job)), key=lambda entry: entry.name)
+        return [segment for entry in entries if (segment := segment_at(entry)) is not None]
 
     def evict(self) -> None:
         """Delete what is longest unused, until the rest is within the bound; and what dead writers left."""
-        segments = self.segments()
-        excess = sum(segment.size for segment in segments) - self.max_bytes
-        for segment in sorted(segments, key=lambda segment: (segment.used, segment.path.name)):
-            if excess <= 0:
-                break
+        excess = self.size - self.max_bytes
+        for segment in sorted(self.segments(), key=lambda segment: segment.used) if excess > 0 else ():
             segment.path.unlink(missing_ok=True)
             excess -= segment.size
-        for path in _files(self.tmp):
+            if excess <= 0:
+                break
+        for entry in _entries(self.tmp):
             with suppress(FileNotFoundError):
-                if time.time() - path.stat().st_mtime > _STALE_SECONDS:
-                    path.unlink()
+                if time.time() - entry.stat().st_mtime > _STALE_SECONDS:
+                    os.unlink(entry.path)
 
     def clear(self) -> tuple[int, int]:
         """Delete every answer; returns how many, and their bytes."""
         segments = self.segments()
         for segment in segments:
             segment.path.unlink(missing_ok=True)
-        for path in _files(self.tmp):
-            path.unlink(missing_ok=True)
+        for entry in _entries(self.tmp):
+            with suppress(FileNotFoundError):
+                os.unlink(entry.path)
         return sum(segment.rows for segment in segments), sum(segment.size for segment in segments)
 
     def usage(self) -> list[JobUsage]:
@@ -119,9 +127,9 @@ def _about(segments: list[Segment]) -> dict[str, str]:
     return {}
 
 
-def _files(folder: Path) -> Iterator[Path]:
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
-            yield from (Path(entry.path) for entry in entries if entry.is_file(follow_symlinks=False))
+            return [entry for entry in entries if entry.is_file(follow_symlinks=False)]
     except FileNotFoundError:
-        return
+        return []

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -69,16 +70,16 @@ class Segment:
         return keys, np.frombuffer(head, "<i4", self.rows, self.rows * _KEY_BYTES)
 
 
-def segment_at(path: Path) -> Segment | None:
+def segment_at(entry: os.DirEntry[str]) -> Segment | None:
     """The segment of this name; None if the name is no segment's, or the file is gone."""
-    parts = _NAME.fullmatch(path.name)
+    parts = _NAME.fullmatch(entry.name)
     if parts is None:
         return None
     try:
-        status = path.stat()
+        status = entry.stat(follow_symlinks=False)
     except FileNotFoundError:
         return None
-    return Segment(path, parts[1], int(parts[2]), parts[3], status.st_size, status.st_mtime)
+    return Segment(Path(entry.path), parts[1], int(parts[2]), parts[3], status.st_size, status.st_mtime)
 
 
 def segment_name(job: str, rows: int, sha256: str) -> str:

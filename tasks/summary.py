@@ -147,8 +147,9 @@ def _counts(report: RunReport) -> Iterator[tuple[str, str, str]]:
     if report.accuracy is not None:
         label = f"of the answers equal the column {report.accuracy_label}" if report.accuracy_label else ""
         yield "Accuracy", f"{100 * report.accuracy:.1f} %", label
-    # Tokens of an earlier start, or of a result that was only verified, were not spent in these seconds.
-    fresh = not report.resumed_rows and report.message is None and report.seconds > 0
+    # Tokens of an earlier start or run, or of a result that was only verified, were not spent in these seconds.
+    earlier = report.resumed_rows or (hits is not None and hits.cached)
+    fresh = not earlier and report.message is None and report.seconds > 0
     for name, tokens in (("Tokens in", report.input_tokens), ("Tokens out", report.output_tokens)):
         yield name, f"{tokens:,}", f"{short(tokens / report.seconds)} a second" if fresh and tokens else ""
     if hits is not None and hits.rate:
