@@ -63,9 +63,14 @@ def _stamp(path: Path) -> list[int]:
     return [status.st_size, status.st_mtime_ns, status.st_ino]
 
 
-def _path() -> Path:
+def user_cache() -> Path:
+    """The folder of this program in the user's cache, which need not exist."""
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(cache) / "overnight" / "digests.json"
+    return Path(cache) / "overnight"
+
+
+def _path() -> Path:
+    return user_cache() / "digests.json"
 
 
 def _load() -> dict[str, object]:

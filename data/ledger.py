@@ -27,10 +27,16 @@ from data.results import OK, check_results
 from data.run_folder import RunFolder
 from data.shards import Shard, prompts_path
 
+CACHE = -1
+"""In place of a worker's number: the answers were computed by an earlier run."""
+
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """The record of a finished shard. `rows` are its sequences, each ok or an error; `seconds` is wall time."""
+    """The record of a finished shard. `rows` are its sequences, each ok or an error; `seconds` is wall time.
+
+    `tokens`: `input` and `output`, and in `shared` those of the prompts whose KV was there already.
+    """
 
     shard: str
     sha256: str
@@ -41,6 +47,11 @@ class Commit:
     seconds: float
     worker: int
     attempt: int
+
+    @property
+    def cached(self) -> bool:
+        """Whether its answers came from the cache."""
+        return self.worker == CACHE
 
     def to_bytes(self) -> bytes:
         fields = asdict(self)
@@ -61,13 +72,24 @@ class Commit:
 
 
 def commit_shard(
-    run: RunFolder, shard: Shard, results: pa.Table, *, worker: int, attempt: int, seconds: float
+    run: RunFolder, shard: Shard, results: pa.Table, *, worker: int, attempt: int, seconds: float, shared: int = 0
 ) -> Commit:
     """Make the results of a shard durable and commit them; returns the commit that counts, ours or an earlier one.
 
+    `results` and errors are those of `store_results`. The shard's prompts are dropped.
+    """
+    stored = store_results(run, shard, results, worker=worker, attempt=attempt, seconds=seconds, shared=shared)
+    return record_commit(run, stored)
+
+
+def store_results(
+    run: RunFolder, shard: Shard, results: pa.Table, *, worker: int, attempt: int, seconds: float, shared: int = 0
+) -> Commit:
+    """Make the results of a shard durable under the digest of their bytes; returns what `record_commit` takes.
+
     `results` has the columns of `results.result_schema`, one row a sequence in any order of slots. They are read back
-    from disk and checked before they get their address. The shard's prompts are dropped. RunError: the results are not
-    those of the shard. OSError: not committed; the shard may be tried again.
+    from disk and checked before they get their address. RunError: the results are not those of the shard. OSError: not
+    stored; the shard may be tried again.
     """
     ordered = results.sort_by("slot").combine_chunks()
     staged = stage(run.tmp, lambda file: pq.write_table(ordered, file, compression="zstd"))
@@ -83,11 +105,17 @@ def commit_shard(
     ok = pc.sum(pc.equal(read["status"], OK)).as_py() or 0
     tokens = {name: pc.sum(read[f"{name}_tokens"]).as_py() or 0 for name in ("input", "output")}
     rows = read.num_rows
-    commit = Commit(shard.id, sha256, rows, ok, rows - ok, tokens, round(seconds, 3), worker, attempt)
-    path = _commit_path(run, shard.id)
+    return Commit(
+        shard.id, sha256, rows, ok, rows - ok, {**tokens, "shared": shared}, round(seconds, 3), worker, attempt
+    )
+
+
+def record_commit(run: RunFolder, commit: Commit) -> Commit:
+    """Commit a shard whose results are stored; returns the commit that counts, this or an earlier one."""
+    path = _commit_path(run, commit.shard)
     if not write_file(run.tmp, path, lambda file: file.write(commit.to_bytes())):
         commit = Commit.read(path)
-    prompts_path(run, shard.id).unlink(missing_ok=True)
+    prompts_path(run, commit.shard).unlink(missing_ok=True)
     return commit
 
 

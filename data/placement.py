@@ -9,9 +9,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from data.cached_shards import take_answers
 from data.database import database
 from data.encoded import EncodedRows
 from data.folding import Groups, Integers, group
+from data.ledger import Commit
 from data.run_folder import RunFolder
 from data.sharding import PlanOptions, Sequences, Sharding, divide
 from data.window import KEYS, ROWS, Window, checked_path
@@ -29,6 +31,8 @@ class Placement:
     slot: Int32s
     occurrence: Int32s
     keys: pa.Table
+    cached: tuple[Commit, ...]
+    """Of the shards at the front that the cache answered."""
 
     def table(self, first_row: int, encoded: EncodedRows) -> pa.Table:
         """The table of `window.ROWS`."""
@@ -58,9 +62,11 @@ def place(
         fresh = np.arange(count)
         occurrence = (groups.rank + before[groups.inverse]).astype(np.int32)
         sequences = Sequences(answerable, occurrence)
+    window = len(earlier)
+    answered, cached = take_answers(run, identity_digest, encoded, sequences, options, first=first_shard, window=window)
     sharding = divide(
-        identity_digest, encoded, sequences, options, first=first_shard, window=len(earlier), retry=0
-    )  # fmt: skip
+        identity_digest, encoded, sequences, options, first=first_shard, window=window, retry=0, answered=answered
+    )
     if options.fold:
         known_shard[fresh], known_slot[fresh] = sharding.shard, sharding.slot
         of_shard, of_slot = known_shard[groups.inverse], known_slot[groups.inverse]
@@ -73,7 +79,7 @@ def place(
         column[answerable] = values
         columns.append(column)
     keys = _keys(distinct, groups, fresh, known_shard, known_slot)
-    return Placement(sequences, sharding, columns[0], columns[1], columns[2], keys)
+    return Placement(sequences, sharding, columns[0], columns[1], columns[2], keys, cached)
 
 
 def _known(run: RunFolder, keys: npt.NDArray[np.uint64], earlier: Sequence[Window]) -> tuple[Int32s, Int32s, Int32s]:

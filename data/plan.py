@@ -3,7 +3,7 @@
 A window that exists on disk is loaded, never planned again; prompt files that its unfinished shards lack are made again
 from the input and must give the same shards. Equal prompts of earlier windows are found by joining their keys out of
 core: with folding the rows point at the earlier sequence, without it the occurrence goes on counting. The plan depends
-on the input and the run's identity, never on workers.
+on the input, the run's identity and the answers of earlier runs that it takes, never on workers.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from data.cached_shards import commit_cached
 from data.encoded import EncodedRows
 from data.errors import RunError
 from data.folding import Integers
@@ -47,7 +48,9 @@ def plan_windows(
         window = load_window(run, f"w{len(earlier):05d}")
         if window is None:
             window = _plan(run, dataset, stream, prompter, identity_digest, options, earlier, next_shard)
+            commit_cached(run, window, ledger)
         else:
+            commit_cached(run, window, ledger)
             restore_prompts(run, dataset, prompter, identity_digest, window, ledger)
         earlier.append(window)
         next_shard = window.next_shard if window.shards else next_shard
@@ -171,7 +174,7 @@ def _plan(
     last = stream.exhausted
     encoded.seal()
     placement = place(run, identity_digest, encoded, options, earlier, next_shard)
-    for members in placement.sharding.members:
+    for members in placement.sharding.members[len(placement.cached) :]:
         rows, occurrences = placement.sequences.rows[members], placement.sequences.occurrences[members]
         write_prompts(run, identity_digest, 0, shard_prompts(encoded, rows, occurrences))
     window = Window(
@@ -187,6 +190,7 @@ def _plan(
         bytes_read=stream.bytes_read,
         json_types=types.to_json() if types is not None else None,
         digests={},
+        cached=placement.cached,
     )
     return save_window(run, window, {".parquet": placement.table(first_row, encoded), ".keys.parquet": placement.keys})
 

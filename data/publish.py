@@ -149,7 +149,8 @@ def _assemble(
         raise RunError(f"{totals.rows} rows do not add up to {totals.ok} answers and {totals.errors.total()} errors")
     tokens = dict(totals.tokens)
     for name in ("input", "output"):
-        tokens[f"computed_{name}"] = sum(commit.tokens[name] for commit in answers.ledger.commits().values())
+        commits = answers.ledger.commits().values()
+        tokens[f"computed_{name}"] = sum(commit.tokens[name] for commit in commits if not commit.cached)
     manifest = Manifest(
         run=run.id,
         complete=not answers.partial,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,9 @@ from data.encoded import EncodedRows
 from data.folding import Integers, cut, order_by_prefix
 from data.settings import Kind
 from data.shards import Shard, ShardPrompts, shard_id
+
+if TYPE_CHECKING:
+    from data.job_answers import JobAnswers
 
 DEFAULT_WINDOW_ROWS = 10_000_000
 DEFAULT_SHARD_TOKENS = 400_000
@@ -30,6 +34,8 @@ class PlanOptions:
     window_rows: int = DEFAULT_WINDOW_ROWS
     on_progress: Callable[[int, int], None] | None = None
     """Called with the rows planned so far and the input bytes read for them."""
+    answers: JobAnswers | None = None
+    """Answers of earlier runs, which are taken where they are found."""
 
     @property
     def output_limit(self) -> int:
@@ -52,32 +58,67 @@ class Sharding:
     shards: list[Shard]
     members: list[Integers]
     shard: npt.NDArray[np.int32]
+    """-1 for a sequence that has no shard yet."""
     slot: npt.NDArray[np.int32]
+
+    @classmethod
+    def empty(cls, sequences: int) -> Sharding:
+        return cls([], [], np.full(sequences, -1, np.int32), np.full(sequences, -1, np.int32))
+
+    def add(self, shard: Shard, members: Integers) -> None:
+        """One more shard."""
+        self.shards.append(shard)
+        self.members.append(members)
+        self.shard[members] = shard.index
+        self.slot[members] = np.arange(len(members))
 
 
 def divide(
-    run: str, encoded: EncodedRows, sequences: Sequences, options: PlanOptions, *, first: int, window: int, retry: int
+    run: str,
+    encoded: EncodedRows,
+    sequences: Sequences,
+    options: PlanOptions,
+    *,
+    first: int,
+    window: int,
+    retry: int,
+    answered: Sharding | None = None,
 ) -> Sharding:
-    """Divide sequences into shards numbered from `first`. `Shard.rows` counts sequences; the caller knows the rows."""
-    lengths = encoded.lengths[sequences.rows].astype(np.int64)
-    order = order_by_prefix(encoded.hashes[sequences.rows])
+    """Divide sequences into shards numbered from `first`; those in shards of `answered` stay there, at the front."""
+    sharding = answered if answered is not None else Sharding.empty(len(sequences.rows))
+    left = np.flatnonzero(sharding.shard < 0)
+    rows = sequences.rows[left]
+    lengths = encoded.lengths[rows].astype(np.int64)
+    order = order_by_prefix(encoded.hashes[rows])
     cost = lengths + options.output_limit
-    result = Sharding([], [], np.full(len(order), -1, np.int32), np.full(len(order), -1, np.int32))
-    for number, (start, stop) in enumerate(cut(cost[order], options.shard_tokens)):
+    for start, stop in cut(cost[order], options.shard_tokens):
         members = order[start:stop]
         # The longest first, so that no long sequence is left alone at a shard's end; the earlier one among equals.
-        members = members[np.lexsort((members, -lengths[members]))]
-        keys = encoded.keys[sequences.rows[members]].astype("<u8").tobytes()
-        identifier = shard_id(run, retry, keys, sequences.occurrences[members])
-        count, tokens = len(members), int(lengths[members].sum())
-        limit = count * options.output_limit
-        result.shards.append(
-            Shard(identifier, window, first + number, count, count, tokens, limit, float(tokens + limit))
+        members = left[members[np.lexsort((members, -lengths[members]))]]
+        index = first + len(sharding.shards)
+        sharding.add(
+            make_shard(run, encoded, sequences, members, options, index=index, window=window, retry=retry), members
         )
-        result.members.append(members)
-        result.shard[members] = first + number
-        result.slot[members] = np.arange(count)
-    return result
+    return sharding
+
+
+def make_shard(
+    run: str,
+    encoded: EncodedRows,
+    sequences: Sequences,
+    members: Integers,
+    options: PlanOptions,
+    *,
+    index: int,
+    window: int,
+    retry: int,
+) -> Shard:
+    """The shard of some sequences in slot order. Its `rows` count sequences; the caller knows the rows."""
+    rows = sequences.rows[members]
+    identifier = shard_id(run, retry, encoded.keys[rows].astype("<u8").tobytes(), sequences.occurrences[members])
+    count, tokens = len(members), int(encoded.lengths[rows].sum())
+    limit = count * options.output_limit
+    return Shard(identifier, window, index, count, count, tokens, limit, float(tokens + limit))
 
 
 def shard_prompts(encoded: EncodedRows, rows: Integers, occurrences: npt.NDArray[np.int32]) -> ShardPrompts:

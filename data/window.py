@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from data.durable import digest_file, write_file
 from data.errors import RunError
+from data.ledger import Commit
 from data.run_folder import RunFolder
 from data.shards import Shard
 
@@ -64,6 +65,8 @@ class Window:
     """JSONL: what `JsonTypes.from_json` takes, for the rows of this window. Parquet: None."""
     digests: Mapping[str, str]
     """SHA-256 of the parquet files, by suffix."""
+    cached: tuple[Commit, ...] = ()
+    """The commits of shards that the cache answered; their results were stored before the window existed."""
 
     @property
     def name(self) -> str:
@@ -89,7 +92,9 @@ def load_window(run: RunFolder, name: str) -> Window | None:
     path = run.plan / f"{name}.json"
     try:
         fields = json.loads(path.read_bytes())
-        return Window(**{**fields, "shards": tuple(Shard.from_json(shard) for shard in fields["shards"])})
+        shards = tuple(Shard.from_json(shard) for shard in fields["shards"])
+        cached = tuple(Commit(**commit) for commit in fields.get("cached", ()))
+        return Window(**{**fields, "shards": shards, "cached": cached})
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, KeyError) as error:

@@ -117,6 +117,27 @@ def audit(output: Annotated[Path, typer.Argument(help="A published folder or fil
 
 
 @app.command()
+def cache(
+    config: Config = None,
+    sets: Sets = None,
+    clear: Annotated[bool, typer.Option("--clear", help="Delete every answer that is kept.")] = False,
+) -> None:
+    """Show which answers of earlier runs are kept, and where."""
+    from rich.console import Console
+
+    from data.answer_cache import AnswerCache
+    from tasks.cache import cache_folder
+    from tasks.cache_screen import print_cache
+
+    with _exit_status():
+        settings = _settings(config, sets, None, None, None, None).cache
+        kept = AnswerCache(cache_folder(settings).absolute(), settings.max_bytes)
+        if clear:
+            kept.clear()
+        print_cache(kept, Console())
+
+
+@app.command()
 def doctor(config: Config = None, sets: Sets = None, model: Model = None) -> None:
     """Check versions, devices, memory, disk and the model, and answer ten rows."""
     from rich.console import Console

@@ -18,16 +18,19 @@ from data.checkpoint import Checkpoint
 from data.dataset import Dataset
 from data.durable import write_file
 from data.errors import InputError
+from data.job_answers import JobAnswers
 from data.model_config import text_config
 from data.output import added_schema, published_columns
 from data.prompts import Prompter
 from data.results import result_schema
 from data.run_folder import RunFolder, run_id
 from data.settings import OutputSettings
+from tasks.cache import check_cache, job_answers
 from tasks.placement import Placement, place, resolve
 from tasks.settings import Settings
 
 DAY = "day"
+AFRESH = "afresh"
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,7 @@ def prepare(settings: Settings, options: RunOptions, started: datetime, command:
         update={"model": settings.model.model_copy(update={"path": str(checkpoint.folder)})}
     )
     _check_places(settings)
+    check_cache(settings.cache)
     dataset = Dataset.open(settings.input)
     _check_columns(settings, _prompter(settings, checkpoint, started), dataset, checkpoint)
     identity = identify(settings, dataset, checkpoint)
@@ -145,6 +149,18 @@ def _code_digest(checkpoint: Checkpoint) -> str:
     for path in sorted(checkpoint.folder.glob("*.py")):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
+
+
+def remember_afresh(folder: RunFolder) -> None:
+    """Keep that this run computes everything again, whatever the cache holds."""
+    write_file(folder.tmp, folder.path / AFRESH, lambda file: file.write(b""))
+
+
+def cached_answers(job: Job, folder: RunFolder) -> JobAnswers | None:
+    """The answers of earlier runs that may stand for those of this one; None if there are to be none."""
+    if (folder.path / AFRESH).exists():
+        return None
+    return job_answers(job.settings, job.identity, results_of(job.settings, job.checkpoint))
 
 
 def remember_day(job: Job, folder: RunFolder) -> None:

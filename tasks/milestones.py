@@ -42,6 +42,10 @@ def _resumed(event: Mapping[str, Any]) -> tuple[str, str]:
     )
 
 
+def _cached(event: Mapping[str, Any]) -> tuple[str, str]:
+    return f"{plural(event['rows'], 'row')} answered by earlier runs", "green"
+
+
 def _ready(event: Mapping[str, Any]) -> tuple[str, str]:
     precision = f" in {event['precision']}" if "precision" in event else ""
     return f"Worker {event['worker']} is ready on {event['device']}{precision} after {duration(event['seconds'])}", ""
@@ -87,6 +91,7 @@ _LINES = {
     "run_started": _run_started,
     "planned": _planned,
     "resumed": _resumed,
+    "cached": _cached,
     "ready": _ready,
     "died": _died,
     "failed": _failed,

@@ -16,6 +16,7 @@ from data.manifest import Manifest
 from data.output import ERROR_TYPE
 from data.target import Target
 from data.window import read_table
+from tasks.hits import Hits
 from tasks.job import Job
 from tasks.run import OpenRun
 from tasks.summary import RunReport
@@ -33,7 +34,13 @@ def verified_report(run: OpenRun) -> RunReport:
 
 
 def published_report(
-    job: Job, manifest: Manifest, *, seconds: float, message: str | None = None, resumed_rows: int = 0, folded: int = 0
+    job: Job,
+    manifest: Manifest,
+    *,
+    seconds: float,
+    message: str | None = None,
+    resumed_rows: int = 0,
+    hits: Hits | None = None,
 ) -> RunReport:
     """The report of a published result."""
     target = Target.at(job.output.path)
@@ -51,7 +58,6 @@ def published_report(
         output_tokens=manifest.tokens.get("output", 0),
         seconds=seconds,
         resumed_rows=resumed_rows,
-        folded_rows=folded,
         workers=job.placement.workers,
         device=job.placement.device,
         accuracy=accuracy(job, target, manifest),
@@ -59,6 +65,7 @@ def published_report(
         resume_command=job.command,
         message=message,
         warnings=job.warnings,
+        hits=hits,
     )
 
 
@@ -86,7 +93,6 @@ def failed_report(run: OpenRun, message: str, state: str = "failed") -> RunRepor
         output_tokens=sum(commit.tokens["output"] for commit in commits.values()),
         seconds=time.monotonic() - run.started,
         resumed_rows=run.resumed_rows,
-        folded_rows=sum(window.folded for window in run.windows),
         workers=job.placement.workers,
         device=job.placement.device,
         accuracy=None,
@@ -94,6 +100,7 @@ def failed_report(run: OpenRun, message: str, state: str = "failed") -> RunRepor
         resume_command=job.command,
         message=message,
         warnings=job.warnings,
+        hits=run.hits,
     )
 
 
@@ -174,4 +181,5 @@ def manifest_fields(run: OpenRun) -> Mapping[str, Any]:
         "seconds": round(time.monotonic() - run.started, 3),
         "workers": job.placement.workers,
         "device": job.placement.device,
+        "hits": run.hits.to_json(),
     }

@@ -29,6 +29,7 @@ class Planner:
     """Plans the windows of a run.
 
     Args:
+        options: how windows are planned.
         hand_out: gives shards to the workers; called with those of each window in the order of the plan.
     """
 
@@ -38,6 +39,7 @@ class Planner:
         folder: RunFolder,
         ledger: Ledger,
         events: EventLog,
+        options: PlanOptions,
         hand_out: Callable[[Sequence[Shard]], None],
     ) -> None:
         self.windows: list[Window] = []
@@ -45,7 +47,7 @@ class Planner:
         self.resumed_rows = 0
         """Their rows that were answered before."""
         self._job, self._ledger, self._events, self._hand_out = job, ledger, events, hand_out
-        self._planning = plan_windows(folder, job.dataset, job.prompter, job.run_id, plan_options(job.settings))
+        self._planning = plan_windows(folder, job.dataset, job.prompter, job.run_id, options)
         self._ahead: Future[Window] | None = None
         self._mixed: set[str] = set()
 
@@ -75,7 +77,7 @@ class Planner:
         window = next(self._planning)
         self.windows.append(window)
         self._events.tell(_planned(window))
-        self._tell_resumed(window)
+        self._tell_finished(window)
         self._tell_mixed(window)
         self._hand_out(window.shards)
         return window
@@ -91,20 +93,24 @@ class Planner:
                 message = f"column {name!r} has values of several JSON types: it is published as JSON text"
                 self._events.tell({"event": "warning", "message": message})
 
-    def _tell_resumed(self, window: Window) -> None:
+    def _tell_finished(self, window: Window) -> None:
+        """Shards that no worker of this start computes: finished in an earlier one, or answered by the cache."""
         commits = self._ledger.commits()
         done = [(shard, commits[shard.id]) for shard in window.shards if shard.id in commits]
-        if done:
-            self.resumed_rows += sum(shard.rows for shard, _ in done)
-            self._events.tell(
-                {
-                    "event": "resumed",
-                    "shards": len(done),
-                    "rows": sum(shard.rows for shard, _ in done),
-                    "ok": sum(commit.ok for _, commit in done),
-                    "errors": sum(commit.errors for _, commit in done),
-                }
-            )
+        resumed = [(shard, commit) for shard, commit in done if not commit.cached]
+        self.resumed_rows += sum(shard.rows for shard, _ in resumed)
+        for event, finished in (("cached", [pair for pair in done if pair[1].cached]), ("resumed", resumed)):
+            if finished:
+                self._events.tell(
+                    {
+                        "event": event,
+                        "shards": len(finished),
+                        "sequences": sum(shard.sequences for shard, _ in finished),
+                        "rows": sum(shard.rows for shard, _ in finished),
+                        "ok": sum(commit.ok for _, commit in finished),
+                        "errors": sum(commit.errors for _, commit in finished),
+                    }
+                )
 
 
 def plan_options(settings: Settings) -> PlanOptions:

@@ -213,6 +213,9 @@ class Progress:
         self._ok += event["ok"]
         self._errors += event["errors"]
 
+    def _on_cached(self, event: Event) -> None:
+        self._ok += event["ok"]
+
     def _on_started(self, event: Event) -> None:
         self._worker(event).start(self._clock())
 

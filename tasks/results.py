@@ -26,7 +26,7 @@ class ResultTable:
     def __init__(self, settings: Settings, tokenizer: Tokenizer, embedding_size: int | None) -> None:
         self._job = settings.job
         self._tokenizer = tokenizer
-        self._schema = result_schema(self._job.kind, embedding_size, self._job.choices)
+        self.schema = result_schema(self._job.kind, embedding_size, self._job.choices)
 
     def build(self, completions: Sequence[Completion], sequences: int) -> pa.Table:
         """One row a slot, in slot order; `completions` hold exactly one result a slot."""
@@ -43,7 +43,7 @@ class ResultTable:
             "output_tokens": [len(completion.token_ids) for completion in completions],
         }
         columns.update(self._kind_columns(completions))
-        return pa.table([pa.array(columns[field.name], field.type) for field in self._schema], schema=self._schema)
+        return pa.table([pa.array(columns[field.name], field.type) for field in self.schema], schema=self.schema)
 
     def _text(self, completion: Completion) -> str | None:
         if completion.error is not None:

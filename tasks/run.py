@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from data.errors import InputError, RunError
@@ -25,8 +25,9 @@ from data.window import Window
 from engine.supervisor import Child
 from tasks.display import Display
 from tasks.events import EventLog
-from tasks.job import Job, remember_day
-from tasks.planner import Planner
+from tasks.hits import Hits, count_hits
+from tasks.job import Job, cached_answers, remember_afresh, remember_day
+from tasks.planner import Planner, plan_options
 from tasks.pool import Event, WorkerPool
 from tasks.progress import Progress
 from tasks.worker import WorkerOrder, order_message
@@ -58,7 +59,8 @@ class OpenRun:
     """By shard: answers to come that no task waits for yet."""
 
     def __post_init__(self) -> None:
-        self.planner = Planner(self.job, self.folder, self.ledger, self.events, self.hand_out)
+        options = replace(plan_options(self.job.settings), answers=cached_answers(self.job, self.folder))
+        self.planner = Planner(self.job, self.folder, self.ledger, self.events, options, self.hand_out)
 
     @property
     def pool(self) -> WorkerPool:
@@ -77,9 +79,9 @@ class OpenRun:
         return self.planner.resumed_rows
 
     @property
-    def folded_rows(self) -> int:
-        """Rows that share the answer of another row, in the windows planned so far."""
-        return sum(window.folded for window in self.windows)
+    def hits(self) -> Hits:
+        """What of the windows planned so far need not be computed."""
+        return count_hits(self.windows, self.ledger.commits())
 
     def hand_out(self, shards: Sequence[Shard]) -> None:
         """Give the shards that are not committed to the workers, in this order; `answers` tells what comes of it."""
@@ -121,9 +123,12 @@ def opened(job: Job) -> Iterator[OpenRun]:
     """
     started = time.monotonic()
     with ExitStack() as stack:
-        if job.options.fresh and (job.run_path / "run.json").exists():
+        again = job.options.fresh and (job.run_path / "run.json").exists()
+        if again:
             set_aside(job.run_path)
         folder = RunFolder.create(job.run_path, job.identity)
+        if again:
+            remember_afresh(folder)
         stack.enter_context(folder.lock())
         preflight(folder, job.output_path)
         stack.enter_context(Target.at(job.output.path).lock())

@@ -31,8 +31,8 @@ class CacheSettings(Section):
     """Answers of earlier runs."""
 
     enabled: bool = Field(False, description="Take answers from earlier runs, and keep those of this one.")
-    path: str | None = Field(None, description="Folder of the cache.")
-    max_bytes: int = Field(10 * 2**30, ge=0, description="Size above which old answers are dropped.")
+    path: str | None = Field(None, description="Folder of the cache; ~/.cache/overnight/answers if not set.")
+    max_bytes: int = Field(10 * 2**30, ge=0, description="Size above which the answers longest unused are dropped.")
 
 
 class ScheduleSettings(Section):
@@ -65,9 +65,6 @@ NOT_BUILT = (
     "workers.tp_degree",
     "workers.backend",
     "workers.hourly_price",
-    "cache.enabled",
-    "cache.path",
-    "cache.max_bytes",
     "schedule.deadline",
     "schedule.priority",
 )

@@ -75,7 +75,8 @@ def run_lot(run: OpenRun, shards: Sequence[Shard]) -> None:
 
 def submit_lots(run: OpenRun, window: Window) -> list[PrefectFuture[None]]:
     """Start the lots of a window, at most 500 over all windows, each a Prefect task run of its own."""
-    shards = window.shards
+    cached = {commit.shard for commit in window.cached}
+    shards = [s for s in window.shards if s.id not in cached or not run.ledger.committed(s.id)]
     count = max(1, min(len(shards), MAX_LOTS // _windows_expected(run, window)))
     bounds = [len(shards) * number // count for number in range(count + 1)]
     lots = [shards[start:stop] for start, stop in pairwise(bounds) if stop > start]
@@ -125,4 +126,4 @@ def publish_result(run: OpenRun) -> RunReport:
         }
     )
     seconds = time.monotonic() - run.started
-    return published_report(job, manifest, seconds=seconds, resumed_rows=run.resumed_rows, folded=run.folded_rows)
+    return published_report(job, manifest, seconds=seconds, resumed_rows=run.resumed_rows, hits=run.hits)

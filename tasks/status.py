@@ -20,6 +20,7 @@ from data.run_folder import RunFolder
 from data.shards import Shard
 from data.target import Target
 from data.window import Window, load_window
+from tasks.hits import Hits, count_hits
 from tasks.progress import Progress
 from tasks.recorded_events import event_time, read_events, replay
 from tasks.status_screen import print_status
@@ -55,6 +56,7 @@ class Status:
     last_event: str | None
     last_event_age: float | None
     output: str | None
+    hits: Hits
     others: tuple[str, ...] = field(default=())
 
 
@@ -105,6 +107,7 @@ def run_status(folder: Path | None) -> Status:
         last_event=str(last["event"]) if last else None,
         last_event_age=max(0.0, time.time() - event_time(last)) if last else None,
         output=output,
+        hits=count_hits(windows, {commit.shard: commit for commit in commits}),
         others=others,
     )
 

@@ -57,6 +57,9 @@ def _lines(status: Status) -> list[tuple[str, Text]]:
     lines = [("Rows", rows if status.rows or status.rows_final else Text("not planned yet"))]
     lines.append(("Shards", Text(f"{status.shards_done:,} of {status.shards:,}")))
     lines.append(("Tokens", Text(f"{status.input_tokens:,} in, {status.output_tokens:,} out")))
+    if status.hits.static or status.hits.predicted_tokens:
+        found = [f"{status.hits.cached:,} of earlier runs", f"{status.hits.folded:,} equal prompts"]
+        lines.append(("Hits", Text(f"{', '.join(found)}; {100 * status.hits.rate:.1f} % of the prompt tokens")))
     if status.row_rate:
         lines.append(
             ("Pace", Text(f"{short(status.row_rate)} rows and {short(status.output_rate)} tokens out a second"))

@@ -18,6 +18,7 @@ from tasks.figures import duration, numbers, plural, printable, share, short
 
 if TYPE_CHECKING:
     from data.audit import AuditReport
+    from tasks.hits import Hits
 
 STYLES = {"completed": "bold green", "partial": "bold yellow", "failed": "bold red", "interrupted": "bold yellow"}
 
@@ -43,7 +44,6 @@ class RunReport:
     output_tokens: int
     seconds: float
     resumed_rows: int
-    folded_rows: int
     workers: int
     device: str
     accuracy: float | None
@@ -51,6 +51,8 @@ class RunReport:
     resume_command: str
     message: str | None
     warnings: tuple[str, ...]
+    hits: Hits | None = None
+    """What was not computed; None if nothing was planned."""
 
     @property
     def failed_rows(self) -> int:
@@ -134,18 +136,24 @@ def _counts(report: RunReport) -> Iterator[tuple[str, str, str]]:
     notes = [known] if known else []
     if report.resumed_rows:
         notes.append(f"{report.resumed_rows:,} finished in an earlier start")
-    if report.folded_rows:
-        notes.append(f"{report.folded_rows:,} answered with an equal prompt")
+    hits = report.hits
+    if hits is not None and hits.folded:
+        notes.append(f"{hits.folded:,} answered with an equal prompt")
+    if hits is not None and hits.cached:
+        notes.append(f"{plural(hits.cached, 'prompt')} answered by earlier runs")
     yield "Rows", f"{report.rows:,}", ", ".join(notes)
     yield "Answered", f"{report.ok:,}", share(report.ok, report.rows) if report.rows else ""
     yield "Errors", f"{report.failed_rows:,}", share(report.failed_rows, report.rows) if report.failed_rows else ""
     if report.accuracy is not None:
         label = f"of the answers equal the column {report.accuracy_label}" if report.accuracy_label else ""
         yield "Accuracy", f"{100 * report.accuracy:.1f} %", label
-    # Tokens of an earlier start, or of a result that was only verified, were not spent in these seconds.
-    fresh = not report.resumed_rows and report.message is None and report.seconds > 0
+    # Tokens of an earlier start or run, or of a result that was only verified, were not spent in these seconds.
+    earlier = report.resumed_rows or (hits is not None and hits.cached)
+    fresh = not earlier and report.message is None and report.seconds > 0
     for name, tokens in (("Tokens in", report.input_tokens), ("Tokens out", report.output_tokens)):
         yield name, f"{tokens:,}", f"{short(tokens / report.seconds)} a second" if fresh and tokens else ""
+    if hits is not None and hits.rate:
+        yield "Hit rate", f"{100 * hits.rate:.1f} %", "of the prompt tokens were not computed"
     yield "Workers", f"{report.workers}", "on the CPU" if report.device == "cpu" else "on GPUs"
 
 

@@ -24,10 +24,13 @@ from data.shards import Shard, read_prompts
 from engine.child import Mailbox
 from engine.importing import without_collections
 from engine.request import Completion, Engine, Request
+from tasks.cache import job_answers
 from tasks.results import ResultTable
 from tasks.settings import Settings
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from tasks.engines import BuiltEngine
 
 PROGRESS_SECONDS = 0.5
@@ -51,10 +54,13 @@ class ShardInProgress:
     def __init__(self, shard: Shard, attempt: int) -> None:
         self.shard, self.attempt, self.started = shard, attempt, time.monotonic()
         self.results: dict[int, Completion] = {}  # by slot
+        self.keys: list[bytes] = []
+        self.occurrences: list[int] = []
 
     def requests(self, run: RunFolder, settings: Settings, context_length: int, base: int) -> Iterable[Request]:
         """The shard's prompts as requests whose ids count from `base` by slot."""
         prompts = read_prompts(run, self.shard.id)
+        self.keys, self.occurrences = prompts.keys, prompts.occurrences
         for slot, ids in enumerate(prompts.ids):
             room = max(0, context_length - len(ids))
             yield Request(
@@ -78,6 +84,8 @@ class Worker:
         self._next_id = 0
         self._counts = {"sequences": 0, "input_tokens": 0, "output_tokens": 0}
         self._told = 0.0
+        self._shared = 0.0  # prompt tokens found in the KV cache, up to the last commit
+        self._answers = job_answers(order.settings, self._run.identity, table.schema)
 
     def serve(self) -> None:
         """Work until the driver is gone."""
@@ -117,15 +125,18 @@ class Worker:
                 self._finish(work)
 
     def _finish(self, work: ShardInProgress) -> None:
-        results = [work.results[slot] for slot in range(work.shard.sequences)]
+        results = self._table.build([work.results[s] for s in range(work.shard.sequences)], work.shard.sequences)
+        before, self._shared = self._shared, self._engine.statistics().get("shared_tokens", 0.0)
         commit = commit_shard(
             self._run,
             work.shard,
-            self._table.build(results, work.shard.sequences),
+            results,
             worker=self._order.worker,
             attempt=work.attempt,
             seconds=time.monotonic() - work.started,
+            shared=int(self._shared - before),
         )
+        self._keep(work, results)
         self._tell(at_once=True)
         self._mailbox.send(
             {
@@ -140,6 +151,16 @@ class Worker:
                 "attempt": commit.attempt,
             }
         )
+
+    def _keep(self, work: ShardInProgress, results: pa.Table) -> None:
+        """Give a committed shard's answers to the cache, before the driver may end this process."""
+        if self._answers is None:
+            return
+        try:
+            self._answers.add(work.keys, work.occurrences, results)
+        except OSError as error:  # a full disk costs later runs these answers, and this one nothing
+            self._answers = None
+            self._mailbox.send({"event": "warning", "message": f"answers are no longer kept in the cache: {error}"})
 
     @contextmanager
     def _reported(self, shard: Shard) -> Iterator[None]:

@@ -17,19 +17,24 @@ import stat
 import sys
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent.parent))
 
+from data.answer_cache import AnswerCache  # noqa: E402
 from data.audit import audit  # noqa: E402
 from data.errors import InputError  # noqa: E402
+from data.job_answers import JobAnswers  # noqa: E402
 from data.ledger import Ledger, attempts  # noqa: E402
 from data.plan import load_windows  # noqa: E402
 from data.publish import prepare_output, published_base, verify_published  # noqa: E402
+from data.results import result_schema  # noqa: E402
 from data.retry import plan_retry  # noqa: E402
 from data.settings import OutputSettings  # noqa: E402
+from data.shards import ShardPrompts, sequence_key  # noqa: E402
 from data.target import Target  # noqa: E402
 
 _spec = importlib.util.spec_from_file_location("laboratory", HERE / "conftest.py")
@@ -48,7 +53,14 @@ def make(root: Path, scenario: str) -> Any:
     if scenario == "file":
         rows = [json.dumps(row) for row in rows]
         output = OutputSettings(path=str(root / "out.jsonl"), error_budget=1)
-    return laboratory.make_lab(root, rows, output=output)
+    lab = laboratory.make_lab(root, rows, output=output)
+    if scenario == "cached":
+        lab.options = replace(lab.options, answers=answers_in(root))
+    return lab
+
+
+def answers_in(root: Path) -> JobAnswers:
+    return JobAnswers(AnswerCache.create(root / "cache", 1 << 30), "a" * 32, {}, result_schema("generate"))
 
 
 def prepare(root: Path, scenario: str) -> None:
@@ -59,6 +71,13 @@ def prepare(root: Path, scenario: str) -> None:
         lab.compute(lambda text, _: text == "text 5")
         lab.publish()
         shutil.rmtree(root / "run")
+    if scenario == "cached":
+        # Most texts of the first window, some of the second.
+        encoded = laboratory.BytePrompter().encode([{"text": f"text {number}"} for number in range(60)])
+        keys = [sequence_key(ids.astype("<u4").tobytes()) for ids in encoded.ids]
+        prompts = ShardPrompts(encoded.ids, keys, [0] * len(keys), None)
+        table = laboratory.answer(prompts, laboratory.never).sort_by("slot")
+        answers_in(root).add(keys, prompts.occurrences, table)
 
 
 def drive(root: Path, scenario: str, fresh: bool) -> None:
@@ -99,6 +118,8 @@ def check(root: Path, scenario: str) -> dict[str, Any]:
         problems.append("the result is not the run's complete one")
     if list(lab.run.shards.iterdir()) or list(lab.run.tmp.iterdir()):
         problems.append("shard data or temporary files are left in the run folder")
+    if scenario == "cached" and not any(window.cached for window in load_windows(lab.run)):
+        problems.append("nothing was taken from the cache")
     return {"problems": problems, "digest": manifest.digest}
 
 

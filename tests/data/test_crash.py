@@ -50,6 +50,7 @@ def faults(undisturbed: Any, point: Any) -> list[str]:
         ("fresh", "power", 70),
         ("partial", "power", 55),
         ("retry", "power", 88),
+        ("cached", "power", 32),
         ("plain", "kill", 66),
         ("retry", "kill", 20),
     ],

@@ -37,7 +37,7 @@ def test_a_commit_names_durable_results_and_drops_the_prompts(planned: Any) -> N
     table = results(shard.sequences, status="error", code="nan_logits", output=None)
     commit = commit_shard(run, shard, table, worker=3, attempt=2, seconds=1.25)
     assert (commit.rows, commit.ok, commit.errors) == (shard.sequences, shard.sequences - 1, 1)
-    assert commit.tokens == {"input": 3 * shard.sequences, "output": 2 * shard.sequences}
+    assert commit.tokens == {"input": 3 * shard.sequences, "output": 2 * shard.sequences, "shared": 0}
     record = json.loads((run.commits / f"{shard.id}.json").read_bytes())
     assert {"shard", "sha256", "rows", "ok", "errors", "tokens", "seconds", "worker", "attempt"} <= record.keys()
     assert read_results(run, commit)["slot"].to_pylist() == list(range(shard.sequences))

@@ -27,7 +27,6 @@ REPORT = RunReport(
     output_tokens=12_000,
     seconds=60.0,
     resumed_rows=0,
-    folded_rows=0,
     workers=4,
     device="cuda",
     accuracy=0.9132,
