@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from datetime import datetime, time
+from datetime import UTC, datetime, time
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from data.prompts import Prompter
 from data.results import result_schema
 from data.run_folder import RunFolder, run_id
 from data.settings import OutputSettings
+from tasks.deadline import moment_of
 from tasks.placement import Placement, place, resolve
 from tasks.settings import Settings
 
@@ -55,6 +56,8 @@ class Job:
     day: datetime
     """Midnight of the day on which the run was first started: all that a chat template sees of the time."""
     command: str
+    deadline: datetime | None
+    """When this attempt ends with what is answered by then, in UTC."""
 
     @property
     def run_id(self) -> str:
@@ -85,6 +88,8 @@ def prepare(settings: Settings, options: RunOptions, started: datetime, command:
     Raises:
         InputError: something is wrong; the message names it.
     """
+    deadline = settings.schedule.deadline
+    ends = None if deadline is None else moment_of(deadline, datetime.now(UTC))  # also in a retry of a flow run
     settings = dated(settings, started)
     _check_sections(settings)
     placement = place(settings)
@@ -113,6 +118,7 @@ def prepare(settings: Settings, options: RunOptions, started: datetime, command:
         output=output,
         run_path=run_path,
         command=command,
+        deadline=ends,
     )
 
 

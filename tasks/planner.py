@@ -1,25 +1,28 @@
 """The windows of a run, planned one at a time as they are asked for, and handed to the workers at once.
 
 The command line has the first window planned before it imports Prefect, which takes longer than a worker may need to
-be ready; the flow's task then finds it done. So nothing here imports Prefect. What a plan is, and how it survives the
-death of its planner, is told by data.plan.
+be ready; the flow's task then finds it done. So nothing here imports Prefect. Under a deadline planning ends when work
+must end; a window that is planned by then stays. What a plan is, and how it survives the death of its planner, is told
+by data.plan.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any
 
 from data.errors import InputError, RunError
 from data.json_types import JsonTypes
 from data.ledger import Ledger
-from data.plan import plan_windows
+from data.plan import load_windows, plan_windows
 from data.run_folder import RunFolder
 from data.sharding import PlanOptions
 from data.shards import Shard
 from data.target import Target
 from data.window import Window
+from tasks.deadline import Deadline, OutOfTime
 from tasks.events import EventLog
 from tasks.job import Job
 from tasks.settings import Settings
@@ -30,6 +33,7 @@ class Planner:
 
     Args:
         hand_out: gives shards to the workers; called with those of each window in the order of the plan.
+        deadline: when planning must end; told how many rows there are.
     """
 
     def __init__(
@@ -39,20 +43,25 @@ class Planner:
         ledger: Ledger,
         events: EventLog,
         hand_out: Callable[[Sequence[Shard]], None],
+        deadline: Deadline | None,
     ) -> None:
         self.windows: list[Window] = []
         """Those planned so far."""
         self.resumed_rows = 0
         """Their rows that were answered before."""
+        self.late = False
+        """Whether the deadline has ended the planning."""
         self._job, self._ledger, self._events, self._hand_out = job, ledger, events, hand_out
-        self._planning = plan_windows(folder, job.dataset, job.prompter, job.run_id, plan_options(job.settings))
-        self._ahead: Future[Window] | None = None
+        self._folder, self._deadline = folder, deadline
+        options = replace(plan_options(job.settings), on_progress=self._watch if deadline is not None else None)
+        self._planning = plan_windows(folder, job.dataset, job.prompter, job.run_id, options)
+        self._ahead: Future[Window | None] | None = None
         self._mixed: set[str] = set()
 
     @property
     def ended(self) -> bool:
-        """Whether `next` has given the last window."""
-        return self._ahead is None and bool(self.windows) and self.windows[-1].last
+        """Whether `next` has given the last window, or the deadline keeps it from giving another one."""
+        return self._ahead is None and (self.late or (bool(self.windows) and self.windows[-1].last))
 
     def plan_ahead(self) -> None:
         """Plan the next window now. What is wrong with it is raised by `next`, where the flow can record it."""
@@ -62,8 +71,10 @@ class Planner:
         except (RunError, InputError, OSError) as error:
             self._ahead.set_exception(error)
 
-    def next(self) -> Window:
+    def next(self) -> Window | None:
         """The next window: planned, or loaded if it was planned before. A run has at least one.
+
+        None if the deadline came first.
 
         Raises:
             RunError, InputError: the input or a plan file is damaged or has changed.
@@ -71,14 +82,41 @@ class Planner:
         ahead, self._ahead = self._ahead, None
         return ahead.result() if ahead is not None else self._plan()
 
-    def _plan(self) -> Window:
-        window = next(self._planning)
+    def _plan(self) -> Window | None:
+        try:
+            if self._deadline is not None:
+                self._deadline.check()
+            window = next(self._planning)
+        except OutOfTime:
+            self.late = True
+            for earlier in load_windows(self._folder)[len(self.windows) :]:  # planned by an attempt before this one
+                self._take(earlier)
+            return None
+        self._take(window)
+        self._hand_out(window.shards)
+        return window
+
+    def _take(self, window: Window) -> None:
         self.windows.append(window)
+        if self._deadline is not None:
+            self._deadline.rows = self._rows_expected(sum(past.rows for past in self.windows), window.bytes_read)
         self._events.tell(_planned(window))
         self._tell_resumed(window)
         self._tell_mixed(window)
-        self._hand_out(window.shards)
-        return window
+
+    def _watch(self, rows: int, bytes_read: int) -> None:
+        """Rows have been read for the plan: is there time to go on? OutOfTime if not."""
+        assert self._deadline is not None
+        self._deadline.rows = self._rows_expected(rows, bytes_read)
+        self._deadline.check()
+
+    def _rows_expected(self, rows: int, bytes_read: int) -> int:
+        """The rows of the whole input, judged by the bytes that those so far took."""
+        if (self.windows and self.windows[-1].last) or not bytes_read:
+            return rows
+        limit = self._job.settings.input.limit
+        expected = max(rows, rows * self._job.dataset.size // bytes_read)
+        return expected if limit is None else min(expected, limit)
 
     def _tell_mixed(self, window: Window) -> None:
         """JSON columns without one type are published as JSON text, which a reader should hear of."""

@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, field_validator
 
 from data.settings import InputSettings, JobSettings, OutputSettings, Section
 from engine.settings import EngineSettings, ModelSettings, SamplingSettings
+from tasks.deadline import parse
 
 
 class WorkersSettings(Section):
@@ -38,8 +39,18 @@ class CacheSettings(Section):
 class ScheduleSettings(Section):
     """When to stop, and what goes first."""
 
-    deadline: str | None = Field(None, description="A duration, or an ISO time with a zone; a partial result then.")
+    deadline: str | None = Field(
+        None,
+        description="A duration from the start (8h, 1h30m), or an ISO time with a zone: what is answered is published.",
+    )
     priority: str | None = Field(None, description="A column or expression; higher values are answered first.")
+
+    @field_validator("deadline")
+    @classmethod
+    def _is_a_time(cls, deadline: str | None) -> str | None:
+        if deadline is not None:
+            parse(deadline)
+        return deadline
 
 
 class Settings(Section):
@@ -68,7 +79,6 @@ NOT_BUILT = (
     "cache.enabled",
     "cache.path",
     "cache.max_bytes",
-    "schedule.deadline",
     "schedule.priority",
 )
 
