@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from data.encoded import EncodedRows
-from data.folding import Integers, cut, order_by_prefix
+from data.folding import MIN_SHARDS, Integers, bands, cut, order_by_prefix
 from data.settings import Kind
 from data.shards import Shard, ShardPrompts, shard_id
+
+if TYPE_CHECKING:
+    from data.priority import Priority
 
 DEFAULT_WINDOW_ROWS = 10_000_000
 DEFAULT_SHARD_TOKENS = 400_000
@@ -29,7 +33,9 @@ class PlanOptions:
     """Predicted tokens of a shard, input and output."""
     window_rows: int = DEFAULT_WINDOW_ROWS
     on_progress: Callable[[int, int], None] | None = None
-    """Called with the rows planned so far and the input bytes read for them."""
+    """Called with the rows planned so far and the input bytes read for them. What it raises ends the planning."""
+    priority: Priority | None = None
+    """Which rows of a window are answered first."""
 
     @property
     def output_limit(self) -> int:
@@ -43,6 +49,8 @@ class Sequences:
 
     rows: Integers
     occurrences: npt.NDArray[np.int32]
+    priorities: npt.NDArray[np.float64] | None = None
+    """The highest one of the rows that each of them answers; None if they do not differ."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +68,9 @@ def divide(
 ) -> Sharding:
     """Divide sequences into shards numbered from `first`. `Shard.rows` counts sequences; the caller knows the rows."""
     lengths = encoded.lengths[sequences.rows].astype(np.int64)
-    order = order_by_prefix(encoded.hashes[sequences.rows])
-    cost = lengths + options.output_limit
-    result = Sharding([], [], np.full(len(order), -1, np.int32), np.full(len(order), -1, np.int32))
-    for number, (start, stop) in enumerate(cut(cost[order], options.shard_tokens)):
-        members = order[start:stop]
+    count = len(lengths)
+    result = Sharding([], [], np.full(count, -1, np.int32), np.full(count, -1, np.int32))
+    for number, members in enumerate(_groups(encoded, sequences, lengths + options.output_limit, options.shard_tokens)):
         # The longest first, so that no long sequence is left alone at a shard's end; the earlier one among equals.
         members = members[np.lexsort((members, -lengths[members]))]
         keys = encoded.keys[sequences.rows[members]].astype("<u8").tobytes()
@@ -78,6 +84,16 @@ def divide(
         result.shard[members] = first + number
         result.slot[members] = np.arange(count)
     return result
+
+
+def _groups(encoded: EncodedRows, sequences: Sequences, cost: Integers, shard_tokens: int) -> Iterator[Integers]:
+    """The sequences of each shard, in the order in which shards are handed out: none holds two bands of priority."""
+    hashes = encoded.hashes[sequences.rows]
+    ranked = [np.arange(len(cost))] if sequences.priorities is None else bands(sequences.priorities)
+    for band in ranked:
+        order = band[order_by_prefix(hashes[band])]
+        for start, stop in cut(cost[order], shard_tokens, -(-MIN_SHARDS // len(ranked))):
+            yield order[start:stop]
 
 
 def shard_prompts(encoded: EncodedRows, rows: Integers, occurrences: npt.NDArray[np.int32]) -> ShardPrompts:

@@ -64,6 +64,8 @@ class Window:
     """JSONL: what `JsonTypes.from_json` takes, for the rows of this window. Parquet: None."""
     digests: Mapping[str, str]
     """SHA-256 of the parquet files, by suffix."""
+    priority: str | None = None
+    """The expression by which its shards are ordered."""
 
     @property
     def name(self) -> str:

@@ -20,6 +20,7 @@ from data.durable import write_file
 from data.errors import InputError
 from data.model_config import text_config
 from data.output import added_schema, published_columns
+from data.priority import Priority
 from data.prompts import Prompter
 from data.results import result_schema
 from data.run_folder import RunFolder, run_id
@@ -58,6 +59,8 @@ class Job:
     command: str
     deadline: datetime | None
     """When this attempt ends with what is answered by then, in UTC."""
+    priority: Priority | None
+    """Which rows are answered first."""
 
     @property
     def run_id(self) -> str:
@@ -101,6 +104,7 @@ def prepare(settings: Settings, options: RunOptions, started: datetime, command:
     _check_places(settings)
     dataset = Dataset.open(settings.input)
     _check_columns(settings, _prompter(settings, checkpoint, started), dataset, checkpoint)
+    priority = _priority(settings, dataset)
     identity = identify(settings, dataset, checkpoint)
     run = run_id(identity)
     output = settings.output.model_copy(update={"path": settings.output.path.replace("{run}", run)})
@@ -119,6 +123,7 @@ def prepare(settings: Settings, options: RunOptions, started: datetime, command:
         run_path=run_path,
         command=command,
         deadline=ends,
+        priority=priority,
     )
 
 
@@ -206,6 +211,17 @@ def _check_columns(settings: Settings, prompter: Prompter, dataset: Dataset, che
     if expected is not None and expected not in columns:
         raise InputError(f"job.expected = {expected!r} is not a column of the input; it has {', '.join(columns)}")
     published_columns(columns, settings.output, added_schema(results_of(settings, checkpoint), settings.output.prefix))
+
+
+def _priority(settings: Settings, dataset: Dataset) -> Priority | None:
+    text = settings.schedule.priority
+    if text is None:
+        return None
+    priority = Priority(text)
+    columns = dataset.sample_columns()
+    if columns:
+        priority.check(columns, dataset.schema)
+    return priority
 
 
 def results_of(settings: Settings, checkpoint: Checkpoint) -> pa.Schema:

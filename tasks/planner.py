@@ -24,6 +24,7 @@ from data.target import Target
 from data.window import Window
 from tasks.deadline import Deadline, OutOfTime
 from tasks.events import EventLog
+from tasks.figures import plural
 from tasks.job import Job
 from tasks.settings import Settings
 
@@ -53,10 +54,12 @@ class Planner:
         """Whether the deadline has ended the planning."""
         self._job, self._ledger, self._events, self._hand_out = job, ledger, events, hand_out
         self._folder, self._deadline = folder, deadline
-        options = replace(plan_options(job.settings), on_progress=self._watch if deadline is not None else None)
+        watch = self._watch if deadline is not None else None
+        options = replace(plan_options(job.settings), priority=job.priority, on_progress=watch)
         self._planning = plan_windows(folder, job.dataset, job.prompter, job.run_id, options)
         self._ahead: Future[Window | None] | None = None
         self._mixed: set[str] = set()
+        self._order_told = False
 
     @property
     def ended(self) -> bool:
@@ -103,6 +106,7 @@ class Planner:
         self._events.tell(_planned(window))
         self._tell_resumed(window)
         self._tell_mixed(window)
+        self._tell_order(window)
 
     def _watch(self, rows: int, bytes_read: int) -> None:
         """Rows have been read for the plan: is there time to go on? OutOfTime if not."""
@@ -128,6 +132,19 @@ class Planner:
                 self._mixed.add(name)
                 message = f"column {name!r} has values of several JSON types: it is published as JSON text"
                 self._events.tell({"event": "warning", "message": message})
+
+    def _tell_order(self, window: Window) -> None:
+        """An order that is not the one asked for, and rows that have no place in it, should be known."""
+        priority = self._job.priority
+        if window.priority != (priority.text if priority is not None else None) and not self._order_told:
+            self._order_told = True
+            by = f"by schedule.priority = {window.priority!r}" if window.priority is not None else "without a priority"
+            message = f"the plan of this run exists already, {by}, and keeps its order; --fresh plans it anew"
+            self._events.tell({"event": "warning", "message": message})
+        if priority is not None and priority.missing:
+            message = f"{plural(priority.missing, 'row')} without a number for schedule.priority: answered last"
+            priority.missing = 0
+            self._events.tell({"event": "warning", "message": message})
 
     def _tell_resumed(self, window: Window) -> None:
         commits = self._ledger.commits()

@@ -43,7 +43,9 @@ class ScheduleSettings(Section):
         None,
         description="A duration from the start (8h, 1h30m), or an ISO time with a zone: what is answered is published.",
     )
-    priority: str | None = Field(None, description="A column or expression; higher values are answered first.")
+    priority: str | None = Field(
+        None, description="A column with a number, or an expression over columns; higher values are answered first."
+    )
 
     @field_validator("deadline")
     @classmethod
@@ -79,7 +81,6 @@ NOT_BUILT = (
     "cache.enabled",
     "cache.path",
     "cache.max_bytes",
-    "schedule.priority",
 )
 
 

@@ -49,13 +49,13 @@ def source(tmp_path: Path) -> Path:
     return tmp_path / "in.parquet"
 
 
-def opened(source: Path, deadline: str | None = None) -> tuple[OpenRun, Queue]:
+def opened(source: Path, deadline: str | None = None, priority: str | None = None) -> tuple[OpenRun, Queue]:
     given: dict[str, dict[str, Any]] = {
         "input": {"path": str(source)},
         "output": {"path": str(source.parent / "out")},
         "job": {"prompt_ids": "ids"},
         "model": {"path": str(MODEL)},
-        "schedule": {"deadline": deadline},
+        "schedule": {"deadline": deadline, "priority": priority},
     }
     job = prepare(load_settings(None, given, ()), RunOptions(), datetime.now(), "overnight infer")
     folder = RunFolder.create(job.run_path, job.identity)
@@ -103,6 +103,22 @@ def test_what_is_wrong_is_raised_where_the_window_is_asked_for(source: Path) -> 
         run.planner.next()
     assert queue.shards == []
     assert not list(run.folder.plan.glob("*.json"))
+
+
+def test_a_plan_keeps_its_order_and_the_user_is_told(source: Path) -> None:
+    run, _ = opened(source)
+    window = run.planner.next()
+    again, _ = opened(source, priority="ids | length")
+    assert again.folder.path == run.folder.path, "the priority is no part of the run's id"
+    assert again.planner.next() == window
+    assert told(again) == ["planned", "planned", "warning"]
+    assert "--fresh plans it anew" in again.folder.events.read_text()
+    shutil.rmtree(run.folder.path)
+    ordered, _ = opened(source, priority="-(ids | first) if ids | first > 100 else 'low'")
+    assert ordered.planner.next() != window
+    message = ordered.folder.events.read_text()
+    assert "rows without a number for schedule.priority" in message
+    assert "--fresh" not in message
 
 
 def test_the_deadline_ends_planning_and_keeps_what_is_planned(source: Path) -> None:
