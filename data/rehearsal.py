@@ -1,4 +1,4 @@
-"""How long publishing a row takes, measured: the beginning of the input assembled with real answers, and thrown away.
+"""How long publishing takes, measured: the beginning of the input assembled with real answers, and thrown away.
 
 What is timed is `assemble` itself on the rows, columns and format of the run, with the answers of one finished shard in
 place of their own. What it leaves out is the sorting of all answers into the input's order, and the final check.
@@ -10,6 +10,7 @@ import shutil
 import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +26,13 @@ from data.settings import InputSettings, OutputSettings
 from data.target import Target
 
 ROWS = 20_000
+
+
+class Pace(NamedTuple):
+    """Seconds that publishing takes: for a row of the input, and for reading the answers of a shard."""
+
+    row: float
+    shard: float
 
 
 class Repeated:
@@ -46,8 +54,8 @@ class Repeated:
         """Nothing is left over."""
 
 
-def seconds_a_row(run: RunFolder, source: InputSettings, output: OutputSettings, commit: Commit) -> float:
-    """Seconds that publishing takes for a row of the input, with answers like those of `commit`.
+def rehearse(run: RunFolder, source: InputSettings, output: OutputSettings, commit: Commit) -> Pace:
+    """Measure with answers like those of `commit`.
 
     Opens the input itself: another thread may be reading it. InputError, RunError or OSError as in publishing.
     """
@@ -59,14 +67,15 @@ def seconds_a_row(run: RunFolder, source: InputSettings, output: OutputSettings,
         for chunk in dataset.chunks():
             types.observe(chunk.records)
         columns = types.schema()
+    read_results(run, commit)  # the first file that a process reads takes a hundred times as long as the next one
     started = time.perf_counter()
     results = read_results(run, commit)
-    reading = (time.perf_counter() - started) / commit.rows
+    reading = time.perf_counter() - started
     layout = Layout.of(columns, results.schema, output, Target.at(output.path).format(output.format))
     place = Path(tempfile.mkdtemp(dir=run.tmp, prefix="rehearsal-"))
     try:
         started = time.perf_counter()
         _, totals = assemble(place / "new", None, dataset, Repeated(results), layout)
-        return reading + (time.perf_counter() - started) / max(1, totals.rows)
+        return Pace((time.perf_counter() - started) / max(1, totals.rows), reading)
     finally:
         shutil.rmtree(place, ignore_errors=True)

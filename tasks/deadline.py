@@ -3,61 +3,30 @@
 A shard is handed out only if it would be finished in time. How long it will take follows from its predicted tokens and
 from what the shards finished in this attempt took for theirs; an earlier attempt may have had other devices. Before the
 first one is finished, that is not known and shards are handed out. The end of all work lies before the deadline by what
-publishing will take: a little for every row of the input, measured while the run goes on (tasks.rehearsal).
+publishing will take: a little for every row of the input and for every finished shard, measured while the run goes on
+(tasks.rehearsal).
 """
 
 from __future__ import annotations
 
 import math
-import re
 import time
 from collections import deque
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 
-from data.errors import InputError, RunError
+from data.errors import RunError
+from data.rehearsal import Pace
 
 FIXED_SECONDS = 3.0  # ending the workers, which may hold a GPU, and what of publishing does not grow with the rows
-ROW_SECONDS = 25e-6  # of publishing, before it is measured: a million short rows took 16 s on two cores
+UNMEASURED = Pace(row=25e-6, shard=0.005)  # a million short rows took 16 s to publish on two cores
 MARGIN = 2.0  # sorting and checking a large result is not in the measure; a late result helps nobody
 RECENT_SHARDS = 32
 CAUTION = 0.9  # the share of recent shards that did not take longer than is predicted
 
-_UNITS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0}
-_DURATION = re.compile(r"(?:\d+(?:\.\d+)?[dhms])+")
-_PART = re.compile(r"(\d+(?:\.\d+)?)([dhms])")
-
 
 class OutOfTime(RunError):
     """The deadline came before this was finished; what is answered is published."""
-
-
-def parse(text: str) -> timedelta | datetime:
-    """`8h`, `1h30m`, `45s` or an ISO time with a zone. ValueError says what would be right."""
-    compact = text.replace(" ", "")
-    if _DURATION.fullmatch(compact):
-        seconds = sum(float(number) * _UNITS[unit] for number, unit in _PART.findall(compact))
-        if 0 < seconds < timedelta.max.total_seconds():
-            return timedelta(seconds=seconds)
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        moment = None
-    if moment is None or moment.tzinfo is None:
-        raise ValueError("must be a duration such as 8h or 1h30m, or a time with a zone such as 2026-01-31T06:00+01:00")
-    return moment
-
-
-def moment_of(text: str, now: datetime) -> datetime:
-    """When a deadline is for an attempt that starts `now` (with a zone), in UTC. InputError: that is over."""
-    given = parse(text)
-    try:
-        moment = (now + given if isinstance(given, timedelta) else given).astimezone(UTC)
-    except OverflowError:
-        raise InputError(f"schedule.deadline = {text!r} is too far away; leave it out to have none") from None
-    if moment <= now:
-        raise InputError(f"schedule.deadline = {text!r} has passed: set a later one, or leave it out to finish the run")
-    return moment
 
 
 class Deadline:
@@ -68,8 +37,10 @@ class Deadline:
         self.moment = moment
         self.rows = 0
         """Rows of the result, as far as they are known or can be told from the bytes read so far."""
-        self.row_seconds = ROW_SECONDS
-        """What each of them takes to publish."""
+        self.shards = 0
+        """Finished shards, of this attempt and of earlier ones."""
+        self.publishing = UNMEASURED
+        """What each of both takes to publish."""
         self._end = moment.timestamp()
         self._clock = clock
         self._paces: deque[float] = deque(maxlen=RECENT_SHARDS)  # seconds a predicted token
@@ -78,7 +49,7 @@ class Deadline:
     @property
     def publishing_seconds(self) -> float:
         """What is set aside for publishing."""
-        return FIXED_SECONDS + MARGIN * self.rows * self.row_seconds
+        return FIXED_SECONDS + MARGIN * (self.rows * self.publishing.row + self.shards * self.publishing.shard)
 
     @property
     def seconds_left(self) -> float:
@@ -97,6 +68,7 @@ class Deadline:
 
     def learn(self, tokens: float, seconds: float) -> None:
         """A shard with these predicted tokens took so long, from its arrival at a worker to its commit."""
+        self.shards += 1
         if tokens > 0:
             self._paces.append(seconds / tokens)
             ordered = sorted(self._paces)

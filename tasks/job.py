@@ -25,7 +25,7 @@ from data.prompts import Prompter
 from data.results import result_schema
 from data.run_folder import RunFolder, run_id
 from data.settings import OutputSettings
-from tasks.deadline import moment_of
+from tasks.moment import moment_of
 from tasks.placement import Placement, place, resolve
 from tasks.settings import Settings
 

@@ -149,6 +149,8 @@ class Planner:
     def _tell_resumed(self, window: Window) -> None:
         commits = self._ledger.commits()
         done = [(shard, commits[shard.id]) for shard in window.shards if shard.id in commits]
+        if self._deadline is not None:
+            self._deadline.shards += len(done)
         if done:
             self.resumed_rows += sum(shard.rows for shard, _ in done)
             self._events.tell(

@@ -10,7 +10,7 @@ import threading
 
 from data.errors import InputError, RunError
 from data.ledger import Commit
-from data.rehearsal import seconds_a_row
+from data.rehearsal import rehearse
 from data.run_folder import RunFolder
 from tasks.deadline import Deadline
 from tasks.job import Job
@@ -38,7 +38,7 @@ class Rehearsal:
     def _measure(self, shard: str) -> None:
         try:
             commit = Commit.read(self._run.commits / f"{shard}.json")
-            seconds = seconds_a_row(self._run, self._job.settings.input, self._job.output, commit)
+            pace = rehearse(self._run, self._job.settings.input, self._job.output, commit)
         except (RunError, InputError, OSError):
             return
-        self._deadline.row_seconds = seconds
+        self._deadline.publishing = pace

@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field, field_validator
 
 from data.settings import InputSettings, JobSettings, OutputSettings, Section
 from engine.settings import EngineSettings, ModelSettings, SamplingSettings
-from tasks.deadline import parse
+from tasks.moment import parse
 
 
 class WorkersSettings(Section):

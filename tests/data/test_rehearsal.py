@@ -1,4 +1,4 @@
-"""The time that publishing takes is measured on the real rows, and nothing of it stays."""
+"""How long publishing takes is measured on the real rows, and nothing of it stays."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from data.errors import RunError
 from data.ledger import Ledger
-from data.rehearsal import seconds_a_row
+from data.rehearsal import rehearse
 from data.settings import InputSettings, OutputSettings
 
 ROWS = [{"id": number, "text": f"text {number}"} for number in range(60)]
@@ -25,7 +25,9 @@ def test_a_row_takes_some_time_and_nothing_is_left(lab: Callable[..., Any], line
     made.work(windows[0].shards[:1])
     (commit,) = Ledger(made.run).commits().values()
     source = InputSettings(path=str(made.source))
-    assert 0 < seconds_a_row(made.run, source, made.output, commit) < 1
+    pace = rehearse(made.run, source, made.output, commit)
+    assert 0 < pace.row < 1
+    assert 0 < pace.shard < 1
     assert not list(made.run.tmp.iterdir())
     assert not made.target.exists()
     made.compute()
@@ -38,5 +40,5 @@ def test_damaged_answers_are_told_and_nothing_is_left(lab: Callable[..., Any]) -
     commit = next(iter(Ledger(made.run).commits().values()))
     (made.run.shards / f"{commit.sha256}.parquet").write_bytes(b"damaged")
     with pytest.raises(RunError, match="damaged"):
-        seconds_a_row(made.run, InputSettings(path=str(made.source)), made.output, commit)
+        rehearse(made.run, InputSettings(path=str(made.source)), made.output, commit)
     assert not list(made.run.tmp.iterdir())

@@ -8,9 +8,11 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from data.errors import InputError
+from data.rehearsal import Pace
 from tasks.configuration import load_settings
-from tasks.deadline import FIXED_SECONDS, MARGIN, Deadline, OutOfTime, moment_of, parse
+from tasks.deadline import FIXED_SECONDS, MARGIN, Deadline, OutOfTime
 from tasks.forecast import against_deadline
+from tasks.moment import moment_of, parse
 
 NOW = datetime(2026, 1, 30, 22, tzinfo=UTC)
 
@@ -48,6 +50,7 @@ def test_a_deadline_beyond_the_calendar_is_an_error() -> None:
 def test_room_follows_from_what_finished_shards_took() -> None:
     now = NOW.timestamp()
     deadline = Deadline(NOW + timedelta(seconds=100 + FIXED_SECONDS), lambda: now)
+    deadline.publishing = Pace(0, 0)
     assert deadline.room == math.inf, "nothing is known yet"
     deadline.learn(1000, 10)
     assert deadline.room == pytest.approx(10_000)
@@ -71,9 +74,10 @@ def test_room_follows_from_what_finished_shards_took() -> None:
 def test_work_ends_before_the_deadline_by_what_publishing_takes() -> None:
     deadline = Deadline(NOW + timedelta(hours=1), NOW.timestamp)
     before = deadline.seconds_left
-    deadline.rows, deadline.row_seconds = 1_000_000, 1e-4
+    deadline.rows, deadline.publishing = 1_000_000, Pace(row=1e-4, shard=0.1)
     assert deadline.publishing_seconds == pytest.approx(FIXED_SECONDS + MARGIN * 100)
-    assert before - deadline.seconds_left == pytest.approx(MARGIN * 100)
+    deadline.learn(1000, 5)
+    assert before - deadline.seconds_left == pytest.approx(MARGIN * (100 + 0.1))
 
 
 def test_how_a_run_stands_to_its_deadline() -> None:
