@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from data.encoded import EncodedRows
 from data.errors import RunError
@@ -163,23 +164,15 @@ def _plan(
     stream.seek(first_row)
     encoded = EncodedRows(run.tmp)
     types = JsonTypes() if dataset.columns is None else None
-    priority = options.priority
-    ranks = [np.empty(0)]
-    for records in stream.take(options.window_rows):
-        if types is not None:
-            types.observe([record for record in records if not isinstance(record, BadRow)])
-        _encode(encoded, prompter, records)
-        if priority is not None:
-            ranks.append(priority.of(records))
-        if options.on_progress is not None:
-            options.on_progress(first_row + encoded.rows, stream.bytes_read)
+    priorities = _read(stream, prompter, options, encoded, types, first_row)
     last = stream.exhausted
     encoded.seal()
-    priorities = np.concatenate(ranks) if priority is not None else None
     placement = place(run, identity_digest, encoded, options, earlier, next_shard, priorities)
     for members in placement.sharding.members:
         rows, occurrences = placement.sequences.rows[members], placement.sequences.occurrences[members]
         write_prompts(run, identity_digest, 0, shard_prompts(encoded, rows, occurrences))
+        if options.on_progress is not None:
+            options.on_progress(first_row + encoded.rows, stream.bytes_read)
     window = Window(
         index=len(earlier),
         generation=0,
@@ -193,9 +186,30 @@ def _plan(
         bytes_read=stream.bytes_read,
         json_types=types.to_json() if types is not None else None,
         digests={},
-        priority=priority.text if priority is not None else None,
+        priority=options.priority.text if options.priority is not None else None,
     )
     return save_window(run, window, {".parquet": placement.table(first_row, encoded), ".keys.parquet": placement.keys})
+
+
+def _read(
+    stream: _Stream,
+    prompter: Prompter,
+    options: PlanOptions,
+    encoded: EncodedRows,
+    types: JsonTypes | None,
+    first_row: int,
+) -> npt.NDArray[np.float64] | None:
+    """Encode the rows of a window and observe their JSON types. Returns their priorities, if they have any."""
+    ranks = [np.empty(0)]
+    for records in stream.take(options.window_rows):
+        if types is not None:
+            types.observe([record for record in records if not isinstance(record, BadRow)])
+        _encode(encoded, prompter, records)
+        if options.priority is not None:
+            ranks.append(options.priority.of(records))
+        if options.on_progress is not None:
+            options.on_progress(first_row + encoded.rows, stream.bytes_read)
+    return np.concatenate(ranks) if options.priority is not None else None
 
 
 def _encode(encoded: EncodedRows, prompter: Prompter, records: Sequence[Record | BadRow]) -> None:

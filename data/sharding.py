@@ -33,7 +33,8 @@ class PlanOptions:
     """Predicted tokens of a shard, input and output."""
     window_rows: int = DEFAULT_WINDOW_ROWS
     on_progress: Callable[[int, int], None] | None = None
-    """Called with the rows planned so far and the input bytes read for them. What it raises ends the planning."""
+    """Called with the rows planned so far and the input bytes read for them, as rows are read and as each shard's
+    prompts are written. What it raises ends the planning."""
     priority: Priority | None = None
     """Which rows of a window are answered first."""
 
