@@ -6,14 +6,13 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from data.lines import dump, extended
 from data.manifest import PartFile
-from data.outcomes import Outcomes
 from data.output import Layout
 from data.parts import Parts
 from data.results import OK
@@ -21,6 +20,16 @@ from data.results import OK
 if TYPE_CHECKING:
     from data.chunk import Chunk
     from data.dataset import Dataset
+
+
+class OutcomeStream(Protocol):
+    """Where outcomes come from (`data.outcomes`)."""
+
+    def take(self, rows: int) -> pa.Table:
+        """The next rows, one outcome each."""
+
+    def finish(self) -> None:
+        """No more rows are asked for."""
 
 
 @dataclass(slots=True)
@@ -42,7 +51,7 @@ class Totals:
 
 
 def assemble(
-    place: Path, single: str | None, dataset: Dataset, outcomes: Outcomes, layout: Layout
+    place: Path, single: str | None, dataset: Dataset, outcomes: OutcomeStream, layout: Layout
 ) -> tuple[tuple[PartFile, ...], Totals]:
     """Write the whole result under `place` (`parts.Parts`), durable and checked, and count it.
 

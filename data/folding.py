@@ -19,6 +19,7 @@ Hashes: TypeAlias = npt.NDArray[np.uint64]
 
 DEPTHS = (32, 128, 512, 2048)
 
+MAX_BANDS = 16
 MIN_SHARDS = 16
 MIN_SEQUENCES = 16
 MAX_SEQUENCES = 8192
@@ -73,17 +74,28 @@ def order_by_prefix(hashes: Hashes) -> Integers:
     return np.lexsort(tuple(hashes[:, column] for column in reversed(range(hashes.shape[1])))).astype(np.int64)
 
 
-def cut(cost: Integers, shard_cost: int) -> list[tuple[int, int]]:
+def bands(priorities: npt.NDArray[np.float64]) -> list[Integers]:
+    """The sequences of each priority, the highest first; where there are more than `MAX_BANDS` different ones,
+    neighbours together in bands of about equal numbers of sequences. Equal priorities are never parted."""
+    order = np.argsort(-priorities, kind="stable").astype(np.int64)
+    ends = np.cumsum(np.unique(-priorities, return_counts=True)[1])
+    if len(ends) > MAX_BANDS:
+        shares = len(order) * np.arange(1, MAX_BANDS + 1) // MAX_BANDS
+        ends = np.unique(ends[np.searchsorted(ends, shares)])
+    return [np.sort(band) for band in np.split(order, ends[:-1])] if len(order) else []
+
+
+def cut(cost: Integers, shard_cost: int, least: int = MIN_SHARDS) -> list[tuple[int, int]]:
     """Cut sequences, in their order, into shards of about equal cost: half-open ranges that cover all of them.
 
-    At least `MIN_SHARDS` shards where there are sequences enough, and `MIN_SEQUENCES` to `MAX_SEQUENCES` in each (fewer
+    At least `least` shards where there are sequences enough, and `MIN_SEQUENCES` to `MAX_SEQUENCES` in each (fewer
     only if there are fewer in all).
     """
     count = len(cost)
     if not count:
         return []
     total = np.cumsum(cost)
-    wanted = max(-(-int(total[-1]) // max(shard_cost, 1)), MIN_SHARDS)
+    wanted = max(-(-int(total[-1]) // max(shard_cost, 1)), least)
     shards = max(min(wanted, count // MIN_SEQUENCES), -(-count // MAX_SEQUENCES), 1)
     ranges = []
     start = 0

@@ -48,20 +48,24 @@ def place(
     options: PlanOptions,
     earlier: Sequence[Window],
     first_shard: int,
+    priorities: npt.NDArray[np.float64] | None = None,
 ) -> Placement:
-    """Decide which sequences a window computes and which row each of them answers."""
+    """Decide which sequences a window computes and which row each of them answers.
+
+    `priorities` has one number for each encoded row.
+    """
     answerable = encoded.answerable
     groups = group(encoded.keys[answerable])
     distinct = encoded.keys[answerable[groups.first]]
     known_shard, known_slot, before = _known(run, distinct, earlier)
-    count = len(distinct)
+    fresh = np.flatnonzero(known_shard < 0) if options.fold else np.arange(len(distinct))
+    ranks = None if priorities is None else priorities[answerable]
     if options.fold:
-        fresh = np.flatnonzero(known_shard < 0)
-        sequences = Sequences(answerable[groups.first[fresh]], np.zeros(len(fresh), np.int32))
+        best = None if ranks is None else _highest(ranks, groups)[fresh]
+        sequences = Sequences(answerable[groups.first[fresh]], np.zeros(len(fresh), np.int32), best)
     else:
-        fresh = np.arange(count)
         occurrence = (groups.rank + before[groups.inverse]).astype(np.int32)
-        sequences = Sequences(answerable, occurrence)
+        sequences = Sequences(answerable, occurrence, ranks)
     window = len(earlier)
     answered, cached = take_answers(run, identity_digest, encoded, sequences, options, first=first_shard, window=window)
     sharding = divide(
@@ -80,6 +84,13 @@ def place(
         columns.append(column)
     keys = _keys(distinct, groups, fresh, known_shard, known_slot)
     return Placement(sequences, sharding, columns[0], columns[1], columns[2], keys, cached)
+
+
+def _highest(values: npt.NDArray[np.float64], groups: Groups) -> npt.NDArray[np.float64]:
+    """The highest value in each group."""
+    highest = np.full(len(groups.first), -np.inf)
+    np.maximum.at(highest, groups.inverse, values)
+    return highest
 
 
 def _known(run: RunFolder, keys: npt.NDArray[np.uint64], earlier: Sequence[Window]) -> tuple[Int32s, Int32s, Int32s]:

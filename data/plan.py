@@ -3,7 +3,8 @@
 A window that exists on disk is loaded, never planned again; prompt files that its unfinished shards lack are made again
 from the input and must give the same shards. Equal prompts of earlier windows are found by joining their keys out of
 core: with folding the rows point at the earlier sequence, without it the occurrence goes on counting. The plan depends
-on the input, the run's identity and the answers of earlier runs that it takes, never on workers.
+on the input, the run's identity, the answers of earlier runs that it takes and the priorities of the rows, never on
+workers. Priorities order the shards and decide which rows share one; a run whose plan exists keeps its order.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from data.cached_shards import commit_cached
 from data.encoded import EncodedRows
@@ -29,6 +31,7 @@ from data.window import Window, load_window, read_table, save_window
 
 if TYPE_CHECKING:
     from data.dataset import Dataset
+    from data.priority import Priority
     from data.prompts import Prompter
 
 
@@ -40,7 +43,7 @@ def plan_windows(
     The shards that are not committed have their prompt files when a window is yielded. RunError: the input no longer
     gives the shards that were planned, or a plan file is damaged.
     """
-    stream = _Stream(dataset, prompter)
+    stream = _Stream(dataset, read_columns(dataset, prompter, options.priority))
     ledger = Ledger(run)
     earlier: list[Window] = []
     next_shard = 0
@@ -106,19 +109,18 @@ def restore_prompts(
             raise RunError("the input or the tokenizer gives other prompts than planned; start again with --fresh")
 
 
-def read_columns(dataset: Dataset, prompter: Prompter) -> Sequence[str] | None:
-    """What the plan reads: of JSONL all columns, to know their types; of Parquet those that the prompt needs."""
+def read_columns(dataset: Dataset, prompter: Prompter, priority: Priority | None = None) -> Sequence[str] | None:
+    """What the plan reads: of JSONL all columns, to know their types; of Parquet those that prompt and order need."""
     if dataset.columns is None:
         return None
-    return prompter.columns or dataset.columns[:1]
+    return (*prompter.columns, *(priority.columns if priority is not None else ())) or dataset.columns[:1]
 
 
 class _Stream:
     """The rows of the dataset from any window's first row on, read once if windows are planned in sequence."""
 
-    def __init__(self, dataset: Dataset, prompter: Prompter) -> None:
-        self._dataset = dataset
-        self._columns = read_columns(dataset, prompter)
+    def __init__(self, dataset: Dataset, columns: Sequence[str] | None) -> None:
+        self._dataset, self._columns = dataset, columns
         self._chunks: Iterator[tuple[Sequence[Record | BadRow], int]] | None = None
         self._rest: Sequence[Record | BadRow] = ()
         self._row = 0
@@ -165,18 +167,15 @@ def _plan(
     stream.seek(first_row)
     encoded = EncodedRows(run.tmp)
     types = JsonTypes() if dataset.columns is None else None
-    for records in stream.take(options.window_rows):
-        if types is not None:
-            types.observe([record for record in records if not isinstance(record, BadRow)])
-        _encode(encoded, prompter, records)
-        if options.on_progress is not None:
-            options.on_progress(first_row + encoded.rows, stream.bytes_read)
+    priorities = _read(stream, prompter, options, encoded, types, first_row)
     last = stream.exhausted
     encoded.seal()
-    placement = place(run, identity_digest, encoded, options, earlier, next_shard)
+    placement = place(run, identity_digest, encoded, options, earlier, next_shard, priorities)
     for members in placement.sharding.members[len(placement.cached) :]:
         rows, occurrences = placement.sequences.rows[members], placement.sequences.occurrences[members]
         write_prompts(run, identity_digest, 0, shard_prompts(encoded, rows, occurrences))
+        if options.on_progress is not None:
+            options.on_progress(first_row + encoded.rows, stream.bytes_read)
     window = Window(
         index=len(earlier),
         generation=0,
@@ -191,8 +190,30 @@ def _plan(
         json_types=types.to_json() if types is not None else None,
         digests={},
         cached=placement.cached,
+        priority=options.priority.text if options.priority is not None else None,
     )
     return save_window(run, window, {".parquet": placement.table(first_row, encoded), ".keys.parquet": placement.keys})
+
+
+def _read(
+    stream: _Stream,
+    prompter: Prompter,
+    options: PlanOptions,
+    encoded: EncodedRows,
+    types: JsonTypes | None,
+    first_row: int,
+) -> npt.NDArray[np.float64] | None:
+    """Encode the rows of a window and observe their JSON types. Returns their priorities, if they have any."""
+    ranks = [np.empty(0)]
+    for records in stream.take(options.window_rows):
+        if types is not None:
+            types.observe([record for record in records if not isinstance(record, BadRow)])
+        _encode(encoded, prompter, records)
+        if options.priority is not None:
+            ranks.append(options.priority.of(records))
+        if options.on_progress is not None:
+            options.on_progress(first_row + encoded.rows, stream.bytes_read)
+    return np.concatenate(ranks) if options.priority is not None else None
 
 
 def _encode(encoded: EncodedRows, prompter: Prompter, records: Sequence[Record | BadRow]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,12 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from data.encoded import EncodedRows
-from data.folding import Integers, cut, order_by_prefix
+from data.folding import MIN_SHARDS, Integers, bands, cut, order_by_prefix
 from data.settings import Kind
 from data.shards import Shard, ShardPrompts, shard_id
 
 if TYPE_CHECKING:
     from data.job_answers import JobAnswers
+    from data.priority import Priority
 
 DEFAULT_WINDOW_ROWS = 10_000_000
 DEFAULT_SHARD_TOKENS = 400_000
@@ -33,9 +34,12 @@ class PlanOptions:
     """Predicted tokens of a shard, input and output."""
     window_rows: int = DEFAULT_WINDOW_ROWS
     on_progress: Callable[[int, int], None] | None = None
-    """Called with the rows planned so far and the input bytes read for them."""
+    """Called with the rows planned so far and the input bytes read for them, as rows are read and as each shard's
+    prompts are written. What it raises ends the planning."""
     answers: JobAnswers | None = None
     """Answers of earlier runs, which are taken where they are found."""
+    priority: Priority | None = None
+    """Which rows of a window are answered first."""
 
     @property
     def output_limit(self) -> int:
@@ -49,6 +53,8 @@ class Sequences:
 
     rows: Integers
     occurrences: npt.NDArray[np.int32]
+    priorities: npt.NDArray[np.float64] | None = None
+    """The highest one of the rows that each of them answers; None if they do not differ."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +93,8 @@ def divide(
     """Divide sequences into shards numbered from `first`; those in shards of `answered` stay there, at the front."""
     sharding = answered if answered is not None else Sharding.empty(len(sequences.rows))
     left = np.flatnonzero(sharding.shard < 0)
-    rows = sequences.rows[left]
-    lengths = encoded.lengths[rows].astype(np.int64)
-    order = order_by_prefix(encoded.hashes[rows])
-    cost = lengths + options.output_limit
-    for start, stop in cut(cost[order], options.shard_tokens):
-        members = order[start:stop]
+    lengths = encoded.lengths[sequences.rows[left]].astype(np.int64)
+    for members in _groups(encoded, sequences, left, lengths + options.output_limit, options.shard_tokens):
         # The longest first, so that no long sequence is left alone at a shard's end; the earlier one among equals.
         members = left[members[np.lexsort((members, -lengths[members]))]]
         index = first + len(sharding.shards)
@@ -119,6 +121,21 @@ def make_shard(
     count, tokens = len(members), int(encoded.lengths[rows].sum())
     limit = count * options.output_limit
     return Shard(identifier, window, index, count, count, tokens, limit, float(tokens + limit))
+
+
+def _groups(
+    encoded: EncodedRows, sequences: Sequences, left: Integers, cost: Integers, shard_tokens: int
+) -> Iterator[Integers]:
+    """What goes into each shard, as places in `left`, in the order in which shards are handed out.
+
+    No shard holds two bands of priority. left: the sequences to divide; cost: of each of them.
+    """
+    hashes = encoded.hashes[sequences.rows[left]]
+    ranked = [np.arange(len(left))] if sequences.priorities is None else bands(sequences.priorities[left])
+    for band in ranked:
+        order = band[order_by_prefix(hashes[band])]
+        for start, stop in cut(cost[order], shard_tokens, -(-MIN_SHARDS // len(ranked))):
+            yield order[start:stop]
 
 
 def shard_prompts(encoded: EncodedRows, rows: Integers, occurrences: npt.NDArray[np.int32]) -> ShardPrompts:

@@ -67,6 +67,8 @@ class Window:
     """SHA-256 of the parquet files, by suffix."""
     cached: tuple[Commit, ...] = ()
     """The commits of shards that the cache answered; their results were stored before the window existed."""
+    priority: str | None = None
+    """The expression by which its shards are ordered."""
 
     @property
     def name(self) -> str:

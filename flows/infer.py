@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from uuid import UUID
 
-from prefect import flow
+from prefect import State, flow
 from prefect.futures import PrefectFuture, wait
 from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
@@ -20,11 +20,12 @@ from tasks.job import Job, RunOptions, prepare
 from tasks.outcome import verified_report
 from tasks.run import OPENED, OpenRun, taken_or_opened
 from tasks.settings import Settings, set_explicitly
-from tasks.stages import plan_failed_again, plan_next_window, publish_result, submit_lots
+from tasks.stages import final_state, plan_failed_again, plan_next_window, publish_result, submit_lots
 from tasks.summary import RunReport
 
 LOTS_AT_ONCE = 64
 PROGRESS_SECONDS = 5.0
+WATCH_SECONDS = 1.0  # under a deadline
 
 
 @flow(
@@ -38,8 +39,8 @@ def infer(
     run_dir: str | None = None,
     fresh: bool = False,
     retry_errors: bool = False,
-) -> RunReport:
-    """Answer every row of a dataset and publish the result.
+) -> RunReport | State[RunReport]:
+    """Answer every row of a dataset and publish the result; at the deadline, what there is of it.
 
     Args:
         config: path of the configuration file; empty for none.
@@ -58,31 +59,38 @@ def infer(
         else:
             report = verified_report(run)
     show_report(report)
-    return report
+    return final_state(report)
 
 
 def answer_rows(run: OpenRun) -> None:
     """Plan and run every window; each lot is a task run of its own."""
     bar = start_progress(run.folder.id)
     planner = run.planner
-    in_flight: list[list[PrefectFuture[None]]] = []
+    in_flight: list[list[PrefectFuture[State[None] | None]]] = []
     while not planner.ended:
-        in_flight.append(submit_lots(run, plan_next_window(planner)))
+        window = plan_next_window(planner)
+        if window is not None:
+            in_flight.append(submit_lots(run, window))
         if len(in_flight) > 1:
             _finish(in_flight.pop(0), run, bar)
     for lots in in_flight:
         _finish(lots, run, bar)
-    if run.job.options.retry_errors and (again := plan_failed_again(run)) is not None:
+    if run.job.options.retry_errors and not run.late and (again := plan_failed_again(run)) is not None:
         _finish(submit_lots(run, again), run, bar)
 
 
-def _finish(lots: list[PrefectFuture[None]], run: OpenRun, bar: UUID | None) -> None:
-    """Wait until every lot has ended, then raise what the first failed one raised."""
-    while wait(lots, timeout=PROGRESS_SECONDS).not_done:
+def _finish(lots: list[PrefectFuture[State[None] | None]], run: OpenRun, bar: UUID | None) -> None:
+    """Wait until every lot has ended, then raise what the first failed one raised.
+
+    After the deadline what becomes of the lots is no longer of interest: publishing cannot wait for Prefect.
+    """
+    while not run.late and wait(lots, timeout=PROGRESS_SECONDS if run.deadline is None else WATCH_SECONDS).not_done:
         show_progress(bar, run.progress)
     show_progress(bar, run.progress)
     if run.failure is not None:  # the cause, rather than what became of the lots after it
         raise run.failure
+    if run.late:
+        return
     for lot in lots:
         lot.result()
 

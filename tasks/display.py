@@ -116,6 +116,8 @@ def progress_line(progress: Progress) -> str:
     eta = progress.eta_seconds
     if eta is not None:
         parts.append(f"{duration(eta)} left")
+    if progress.outlook is not None:
+        parts.append(progress.outlook)
     missing = [worker for worker in progress.workers if worker.state not in ("ready", "running")]
     if missing:
         parts.append(f"{len(missing)} of {plural(progress.workers_expected, 'worker')} not ready")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from datetime import datetime, time
+from datetime import UTC, datetime, time
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,13 @@ from data.errors import InputError
 from data.job_answers import JobAnswers
 from data.model_config import text_config
 from data.output import added_schema, published_columns
+from data.priority import Priority
 from data.prompts import Prompter
 from data.results import result_schema
 from data.run_folder import RunFolder, run_id
 from data.settings import OutputSettings
 from tasks.cache import check_cache, job_answers
+from tasks.moment import moment_of
 from tasks.placement import Placement, place, resolve
 from tasks.settings import Settings
 
@@ -58,6 +60,10 @@ class Job:
     day: datetime
     """Midnight of the day on which the run was first started: all that a chat template sees of the time."""
     command: str
+    deadline: datetime | None
+    """When this attempt ends with what is answered by then, in UTC."""
+    priority: Priority | None
+    """Which rows are answered first."""
 
     @property
     def run_id(self) -> str:
@@ -88,6 +94,8 @@ def prepare(settings: Settings, options: RunOptions, started: datetime, command:
     Raises:
         InputError: something is wrong; the message names it.
     """
+    deadline = settings.schedule.deadline
+    ends = None if deadline is None else moment_of(deadline, datetime.now(UTC))  # also in a retry of a flow run
     settings = dated(settings, started)
     _check_sections(settings)
     placement = place(settings)
@@ -100,6 +108,7 @@ def prepare(settings: Settings, options: RunOptions, started: datetime, command:
     check_cache(settings.cache)
     dataset = Dataset.open(settings.input)
     _check_columns(settings, _prompter(settings, checkpoint, started), dataset, checkpoint)
+    priority = _priority(settings, dataset)
     identity = identify(settings, dataset, checkpoint)
     run = run_id(identity)
     output = settings.output.model_copy(update={"path": settings.output.path.replace("{run}", run)})
@@ -117,6 +126,8 @@ def prepare(settings: Settings, options: RunOptions, started: datetime, command:
         output=output,
         run_path=run_path,
         command=command,
+        deadline=ends,
+        priority=priority,
     )
 
 
@@ -216,6 +227,17 @@ def _check_columns(settings: Settings, prompter: Prompter, dataset: Dataset, che
     if expected is not None and expected not in columns:
         raise InputError(f"job.expected = {expected!r} is not a column of the input; it has {', '.join(columns)}")
     published_columns(columns, settings.output, added_schema(results_of(settings, checkpoint), settings.output.prefix))
+
+
+def _priority(settings: Settings, dataset: Dataset) -> Priority | None:
+    text = settings.schedule.priority
+    if text is None:
+        return None
+    priority = Priority(text)
+    columns = dataset.sample_columns()
+    if columns:
+        priority.check(columns, dataset.schema)
+    return priority
 
 
 def results_of(settings: Settings, checkpoint: Checkpoint) -> pa.Schema:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tasks.figures import duration, plural, printable
+from tasks.figures import clock_time, duration, plural, printable
 
 MESSAGE_LENGTH = 400
 
@@ -21,7 +21,8 @@ def milestone(event: Mapping[str, Any]) -> tuple[str, str] | None:
 
 def _run_started(event: Mapping[str, Any]) -> tuple[str, str]:
     where = "the CPU" if event["device"] == "cpu" else "GPUs"
-    return f"Run {event['run']} with {plural(event['workers'], 'worker')} on {where}, in {event['folder']}", ""
+    until = f", until {clock_time(event['deadline'])}" if "deadline" in event else ""
+    return f"Run {event['run']} with {plural(event['workers'], 'worker')} on {where}{until}, in {event['folder']}", ""
 
 
 def _planned(event: Mapping[str, Any]) -> tuple[str, str]:
@@ -69,7 +70,16 @@ def _warning(event: Mapping[str, Any]) -> tuple[str, str]:
     return _cut(f"Warning: {event['message']}"), "yellow"
 
 
-def _publishing(_event: Mapping[str, Any]) -> tuple[str, str]:
+def _deadline(event: Mapping[str, Any]) -> tuple[str, str]:
+    parts = [f"{plural(event['waiting'], 'shard')} not begun"] if event["waiting"] else []
+    if event["given_up"]:
+        parts.append(f"{plural(event['given_up'], 'shard')} given up")
+    return f"Out of time{': ' if parts else ''}{', '.join(parts)}", "yellow"
+
+
+def _publishing(event: Mapping[str, Any]) -> tuple[str, str]:
+    if event.get("partial"):
+        return "Assembling a partial result of what is answered", "yellow"
     return "Every row is answered; assembling the result", ""
 
 
@@ -97,6 +107,7 @@ _LINES = {
     "failed": _failed,
     "refused": _refused,
     "warning": _warning,
+    "deadline": _deadline,
     "publishing": _publishing,
     "published": _published,
     "finished": _finished,

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data.manifest import Manifest
+from data.outcomes import DEADLINE
 from data.output import ERROR_TYPE
 from data.target import Target
 from data.window import read_table
@@ -31,6 +32,19 @@ def verified_report(run: OpenRun) -> RunReport:
     return published_report(
         run.job, run.finished, seconds=time.monotonic() - run.started, message="published before; verified"
     )
+
+
+def partial_message(run: OpenRun, manifest: Manifest) -> str | None:
+    """What a report says of a partial result; None of a complete one.
+
+    The result at the output is the one of the first deadline that came: it is replaced once, by the complete one.
+    """
+    if manifest.complete:
+        return None
+    answered = f"{manifest.errors.get(DEADLINE, 0):,} of {manifest.rows:,} rows had no answer at the deadline"
+    done = run.answered_rows
+    kept = done - (manifest.rows - manifest.errors.get(DEADLINE, 0))
+    return answered + (f"; {kept:,} of them are answered since and kept for the complete result" if kept > 0 else "")
 
 
 def published_report(

@@ -1,26 +1,30 @@
 """The windows of a run, planned one at a time as they are asked for, and handed to the workers at once.
 
 The command line has the first window planned before it imports Prefect, which takes longer than a worker may need to
-be ready; the flow's task then finds it done. So nothing here imports Prefect. What a plan is, and how it survives the
-death of its planner, is told by data.plan.
+be ready; the flow's task then finds it done. So nothing here imports Prefect. Under a deadline planning ends when work
+must end; a window that is planned by then stays. What a plan is, and how it survives the death of its planner, is told
+by data.plan.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any
 
 from data.errors import InputError, RunError
 from data.json_types import JsonTypes
 from data.ledger import Ledger
-from data.plan import plan_windows
+from data.plan import load_windows, plan_windows
 from data.run_folder import RunFolder
 from data.sharding import PlanOptions
 from data.shards import Shard
 from data.target import Target
 from data.window import Window
+from tasks.deadline import Deadline, OutOfTime
 from tasks.events import EventLog
+from tasks.figures import plural
 from tasks.job import Job
 from tasks.settings import Settings
 
@@ -31,6 +35,7 @@ class Planner:
     Args:
         options: how windows are planned.
         hand_out: gives shards to the workers; called with those of each window in the order of the plan.
+        deadline: when planning must end; told how many rows there are.
     """
 
     def __init__(
@@ -41,20 +46,27 @@ class Planner:
         events: EventLog,
         options: PlanOptions,
         hand_out: Callable[[Sequence[Shard]], None],
+        deadline: Deadline | None,
     ) -> None:
         self.windows: list[Window] = []
         """Those planned so far."""
         self.resumed_rows = 0
         """Their rows that were answered before."""
+        self.late = False
+        """Whether the deadline has ended the planning."""
         self._job, self._ledger, self._events, self._hand_out = job, ledger, events, hand_out
+        self._folder, self._deadline = folder, deadline
+        watch = self._watch if deadline is not None else None
+        options = replace(options, priority=job.priority, on_progress=watch)
         self._planning = plan_windows(folder, job.dataset, job.prompter, job.run_id, options)
-        self._ahead: Future[Window] | None = None
+        self._ahead: Future[Window | None] | None = None
         self._mixed: set[str] = set()
+        self._order_told = False
 
     @property
     def ended(self) -> bool:
-        """Whether `next` has given the last window."""
-        return self._ahead is None and bool(self.windows) and self.windows[-1].last
+        """Whether `next` has given the last window, or the deadline keeps it from giving another one."""
+        return self._ahead is None and (self.late or (bool(self.windows) and self.windows[-1].last))
 
     def plan_ahead(self) -> None:
         """Plan the next window now. What is wrong with it is raised by `next`, where the flow can record it."""
@@ -64,8 +76,10 @@ class Planner:
         except (RunError, InputError, OSError) as error:
             self._ahead.set_exception(error)
 
-    def next(self) -> Window:
+    def next(self) -> Window | None:
         """The next window: planned, or loaded if it was planned before. A run has at least one.
+
+        None if the deadline came first.
 
         Raises:
             RunError, InputError: the input or a plan file is damaged or has changed.
@@ -73,14 +87,42 @@ class Planner:
         ahead, self._ahead = self._ahead, None
         return ahead.result() if ahead is not None else self._plan()
 
-    def _plan(self) -> Window:
-        window = next(self._planning)
+    def _plan(self) -> Window | None:
+        try:
+            if self._deadline is not None:
+                self._deadline.check()
+            window = next(self._planning)
+        except OutOfTime:
+            self.late = True
+            for earlier in load_windows(self._folder)[len(self.windows) :]:  # planned by an attempt before this one
+                self._take(earlier)
+            return None
+        self._take(window)
+        self._hand_out(window.shards)
+        return window
+
+    def _take(self, window: Window) -> None:
         self.windows.append(window)
+        if self._deadline is not None:
+            self._deadline.rows = self._rows_expected(sum(past.rows for past in self.windows), window.bytes_read)
         self._events.tell(_planned(window))
         self._tell_finished(window)
         self._tell_mixed(window)
-        self._hand_out(window.shards)
-        return window
+        self._tell_order(window)
+
+    def _watch(self, rows: int, bytes_read: int) -> None:
+        """Rows have been read for the plan: is there time to go on? OutOfTime if not."""
+        assert self._deadline is not None
+        self._deadline.rows = self._rows_expected(rows, bytes_read)
+        self._deadline.check()
+
+    def _rows_expected(self, rows: int, bytes_read: int) -> int:
+        """The rows of the whole input, judged by the bytes that those so far took."""
+        if (self.windows and self.windows[-1].last) or not bytes_read:
+            return rows
+        limit = self._job.settings.input.limit
+        expected = max(rows, rows * self._job.dataset.size // bytes_read)
+        return expected if limit is None else min(expected, limit)
 
     def _tell_mixed(self, window: Window) -> None:
         """JSON columns without one type are published as JSON text, which a reader should hear of."""
@@ -93,10 +135,25 @@ class Planner:
                 message = f"column {name!r} has values of several JSON types: it is published as JSON text"
                 self._events.tell({"event": "warning", "message": message})
 
+    def _tell_order(self, window: Window) -> None:
+        """An order that is not the one asked for, and rows that have no place in it, should be known."""
+        priority = self._job.priority
+        if window.priority != (priority.text if priority is not None else None) and not self._order_told:
+            self._order_told = True
+            by = f"by schedule.priority = {window.priority!r}" if window.priority is not None else "without a priority"
+            message = f"the plan of this run exists already, {by}, and keeps its order; --fresh plans it anew"
+            self._events.tell({"event": "warning", "message": message})
+        if priority is not None and priority.missing:
+            message = f"{plural(priority.missing, 'row')} without a number for schedule.priority: answered last"
+            priority.missing = 0
+            self._events.tell({"event": "warning", "message": message})
+
     def _tell_finished(self, window: Window) -> None:
         """Shards that no worker of this start computes: finished in an earlier one, or answered by the cache."""
         commits = self._ledger.commits()
         done = [(shard, commits[shard.id]) for shard in window.shards if shard.id in commits]
+        if self._deadline is not None:
+            self._deadline.shards += len(done)
         resumed = [(shard, commit) for shard, commit in done if not commit.cached]
         self.resumed_rows += sum(shard.rows for shard, _ in resumed)
         for event, finished in (("cached", [pair for pair in done if pair[1].cached]), ("resumed", resumed)):

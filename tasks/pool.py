@@ -3,15 +3,17 @@
 One thread waits on all connections at once. An idle worker takes the next shard; outside deterministic mode it also
 holds further ones, up to its share of those left, so that small shards fill its batch and the tail of one does not
 drain it. A worker that dies, or shows no progress for the stall limit, is replaced, and the futures of its shards end
-in `WorkerDied`, which the caller retries. What a shard is, and what is done when it is finished, is the business of the
-worker process itself (tasks.worker).
+in `WorkerDied`, which the caller retries. Under a deadline a shard that cannot be finished in time is not handed out,
+and once nothing more can be, or the time is over, the workers are ended and every future that is left ends in
+`OutOfTime`. What a shard is, and what is done when it is finished, is the business of the worker process itself
+(tasks.worker).
 """
 
 from __future__ import annotations
 
+import math
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -21,6 +23,8 @@ from typing import Any, NamedTuple
 
 from data.errors import RunError
 from engine.supervisor import Child
+from tasks.deadline import Deadline, OutOfTime
+from tasks.shard_queue import ShardQueue, Waiting
 
 TICK_SECONDS = 0.5
 START_SECONDS = 3600.0  # a large model from a slow disk says nothing while it loads
@@ -78,6 +82,7 @@ class WorkerPool:
         start: makes the process of the worker with this index.
         stall_timeout: seconds without progress after which a worker is replaced.
         retries: deaths in a row without a finished shard after which a worker is not started again.
+        deadline: when work must end; without one it goes on until it is done.
         on_event: told of every message and death, from the pool's thread; must return quickly.
     """
 
@@ -88,16 +93,19 @@ class WorkerPool:
         start: Callable[[int], Child],
         *,
         tokens: float = 0.0,
+        deadline: Deadline | None = None,
         stall_timeout: float,
         retries: int,
         on_event: Callable[[Event], None],
     ) -> None:
         self._depth, self._tokens, self._start = depth, tokens, start
         self._stall, self._retries = stall_timeout, retries
+        self._deadline = deadline
+        self.late = False
+        """Whether the deadline has ended the work."""
         self._on_event = on_event
         self._slots = [Slot(index) for index in range(size)]
-        self._waiting: deque[tuple[dict[str, Any], Future[Event]]] = deque()
-        self._lock = threading.Lock()
+        self._waiting = ShardQueue()
         self._draining = self._closed = False
         self._refusal = ""
         self._proved = False  # a worker has been ready
@@ -116,13 +124,13 @@ class WorkerPool:
         """Queue a shard; `shard["id"]` is its id, `shard["cost"]` its predicted tokens if they are to count.
 
         The future gives the worker's `done` message.
-        It raises WorkerDied (try again), Interrupted (the pool was closed) or NoWorkers (workers refuse to start).
+        It raises WorkerDied (try again), Interrupted (the pool was closed), OutOfTime (by the deadline) or NoWorkers
+        (workers refuse to start).
         """
         future: Future[Event] = Future()
-        with self._lock:
-            self._waiting.append((dict(shard), future))
+        self._waiting.put(Waiting(dict(shard), future))
         if self._closed:
-            self._fail_waiting(Interrupted("the run was stopped"))
+            self._waiting.fail(self._ending())
         else:
             self._poke()
         return future
@@ -153,9 +161,8 @@ class WorkerPool:
         try:
             self._work()
         finally:  # however the loop ends, no process and no unanswered future is left
-            stopped = self._closed
+            error = self._ending() if self._closed else NoWorkers("the pool of workers failed")
             self._closed = True
-            error = Interrupted("the run was stopped") if stopped else NoWorkers("the pool of workers failed")
             children = [slot.child for slot in self._slots if slot.child is not None]
             for child in children:
                 child.kill()  # all of them before the first is waited for: a GPU takes a while to be given back
@@ -163,7 +170,7 @@ class WorkerPool:
                 child.end()
             for slot in self._slots:
                 self._fail(slot, error)
-            self._fail_waiting(error)
+            self._waiting.fail(error)
 
     def _work(self) -> None:
         while not self._closed:
@@ -175,6 +182,7 @@ class WorkerPool:
                     self._hear(connections[ready])  # type: ignore[index]
             self._watch()
             self._dispatch()
+            self._keep_time()
 
     def _hear(self, slot: Slot) -> None:
         assert slot.child is not None
@@ -192,7 +200,10 @@ class WorkerPool:
             self._refusal = str(message["message"])
         elif message["event"] == "done":
             slot.failures = 0
-            slot.held.pop(message["shard"]).future.set_result(event)
+            held = slot.held.pop(message["shard"])
+            if self._deadline is not None:
+                self._deadline.learn(held.tokens, message["seconds"])
+            held.future.set_result(event)
         elif message["event"] == "failed":
             slot.held.pop(message["shard"]).future.set_exception(RunError(str(message["message"])))
         self._on_event(event)
@@ -210,22 +221,31 @@ class WorkerPool:
         if not self._refusal and all(s.child is None and s.failures > self._retries for s in self._slots):
             self._refusal = "every worker died repeatedly; the last words are in the run's folder workers/"
         if self._refusal:
-            self._fail_waiting(NoWorkers(self._refusal))
+            self._waiting.fail(NoWorkers(self._refusal))
 
     def _dispatch(self) -> None:
         if self._draining:
-            self._fail_waiting(Interrupted("the run was stopped"))
+            self._waiting.fail(Interrupted("the run was stopped"))
             return
         while roomy := [slot for slot in self._slots if self._has_room(slot)]:
             slot = min(roomy, key=lambda slot: len(slot.held))
-            with self._lock:
-                if not self._waiting:
-                    return
-                shard, future = self._waiting.popleft()
+            given = self._waiting.take(math.inf if self._deadline is None else self._deadline.room)
+            if given is None:
+                return
             assert slot.child is not None
-            slot.held[shard["id"]] = Held(future, shard.get("cost", 0.0))
+            slot.held[given.shard["id"]] = Held(given.future, given.cost)
             slot.seen = time.monotonic()
-            slot.child.send(shard)  # a worker that is gone is found at its connection
+            slot.child.send(given.shard)  # a worker that is gone is found at its connection
+
+    def _keep_time(self) -> None:
+        """End the work once the time is over, or when no worker has any and none that waits can be finished."""
+        if self._deadline is None or self._draining:
+            return
+        held = sum(len(slot.held) for slot in self._slots)
+        idle = not held and self._waiting.holds_only_above(self._deadline.room)
+        if idle or self._deadline.passed:
+            self.late = self._draining = self._closed = True
+            self._on_event({"event": "deadline", "given_up": held, "waiting": len(self._waiting)})
 
     def _has_room(self, slot: Slot) -> bool:
         """Whether a worker may take one more shard. One that is ready before the others leaves them their share."""
@@ -263,15 +283,11 @@ class WorkerPool:
         self._on_event({"worker": slot.index, "event": "died", "how": how, "shards": shards})
         return held
 
+    def _ending(self) -> RunError:
+        return OutOfTime("the deadline came first") if self.late else Interrupted("the run was stopped")
+
     @staticmethod
     def _fail(slot: Slot, error: Exception) -> None:
         for held in slot.held.values():
             held.future.set_exception(error)
         slot.held.clear()
-
-    def _fail_waiting(self, error: Exception) -> None:
-        with self._lock:
-            waiting = list(self._waiting)
-            self._waiting.clear()
-        for _, future in waiting:
-            future.set_exception(error)

@@ -11,8 +11,10 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
+from tasks.forecast import against_deadline
 from tasks.meter import Counts, Meter
 from tasks.worker_progress import NOTHING, WorkerProgress, WorkerView
 
@@ -52,6 +54,7 @@ class Progress:
         self._ended: float | None = None
         self.run_id = self.device = ""
         self.resumed_rows = 0
+        self.deadline: datetime | None = None
         self.state = "planning"
         self._listeners: list[Callable[[Event], None]] = []
 
@@ -137,6 +140,14 @@ class Progress:
             return left / pace if pace > 0 and recent > 0 else None
 
     @property
+    def outlook(self) -> str | None:
+        """How the run stands to its deadline; None without one, or once it is no longer at work."""
+        if self.deadline is None or self._ended is not None or self.state in ("publishing", "published"):
+            return None
+        left = self.deadline.timestamp() - time.time()
+        return against_deadline(left, self.eta_seconds, self.rows_total - self.rows_done)
+
+    @property
     def elapsed_seconds(self) -> float:
         """Seconds since the start, until the end."""
         return self._now() - self._started
@@ -196,6 +207,7 @@ class Progress:
     def _on_run_started(self, event: Event) -> None:
         self.run_id, self.device = str(event["run"]), str(event["device"])
         self._expected_workers = int(event["workers"])
+        self.deadline = datetime.fromisoformat(event["deadline"]) if "deadline" in event else None
 
     def _on_planned(self, event: Event) -> None:
         plan = self._plan

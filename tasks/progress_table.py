@@ -39,6 +39,9 @@ def progress_table(progress: Progress) -> Table:
     table.add_column("errors", justify="right", no_wrap=True)
     table.add_column("left", justify="right", no_wrap=True, min_width=9)
     _add_run(table, progress)
+    outlook = progress.outlook
+    if outlook is not None:
+        table.add_row("", Text(outlook, style="dim"), "", "", "", Text(""), "")
     workers = progress.workers
     if len(workers) <= WORKERS_SHOWN:
         for worker in workers:

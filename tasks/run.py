@@ -23,6 +23,7 @@ from data.shards import Shard
 from data.target import Target
 from data.window import Window
 from engine.supervisor import Child
+from tasks.deadline import Deadline
 from tasks.display import Display
 from tasks.events import EventLog
 from tasks.hits import Hits, count_hits
@@ -30,6 +31,7 @@ from tasks.job import Job, cached_answers, remember_afresh, remember_day
 from tasks.planner import Planner, plan_options
 from tasks.pool import Event, WorkerPool
 from tasks.progress import Progress
+from tasks.rehearsal import Rehearsal
 from tasks.worker import WorkerOrder, order_message
 
 WORKER_TARGET = "tasks.worker:main"
@@ -53,6 +55,7 @@ class OpenRun:
     """The complete result of this very run, if it was published before; verified."""
     started: float
     planner: Planner = field(init=False)
+    deadline: Deadline | None = field(init=False)
     failure: RunError | None = None
     """What ended the run, where something other than the user did; the rest is not computed then."""
     _handed: dict[str, Future[Event]] = field(init=False, default_factory=dict)
@@ -60,7 +63,8 @@ class OpenRun:
 
     def __post_init__(self) -> None:
         options = replace(plan_options(self.job.settings), answers=cached_answers(self.job, self.folder))
-        self.planner = Planner(self.job, self.folder, self.ledger, self.events, options, self.hand_out)
+        self.deadline = Deadline(self.job.deadline) if self.job.deadline is not None else None
+        self.planner = Planner(self.job, self.folder, self.ledger, self.events, options, self.hand_out, self.deadline)
 
     @property
     def pool(self) -> WorkerPool:
@@ -72,6 +76,24 @@ class OpenRun:
     def windows(self) -> list[Window]:
         """The windows planned so far."""
         return self.planner.windows
+
+    @property
+    def late(self) -> bool:
+        """Whether the deadline has ended the work."""
+        return self.planner.late or (self.workers is not None and self.workers.late)
+
+    @property
+    def partial(self) -> bool:
+        """Whether the deadline has left something undone, so that a partial result is to be published."""
+        planned = bool(self.windows) and self.windows[-1].last
+        return self.late and not (planned and all(not self.ledger.missing(window.shards) for window in self.windows))
+
+    @property
+    def answered_rows(self) -> int:
+        """Rows with an outcome, those not counted that are folded onto a sequence of an earlier window."""
+        commits = self.ledger.commits()
+        answered = sum(shard.rows for window in self.windows for shard in window.shards if shard.id in commits)
+        return answered + sum(sum(window.errors.values()) for window in self.windows)
 
     @property
     def resumed_rows(self) -> int:
@@ -155,19 +177,24 @@ def opened(job: Job) -> Iterator[OpenRun]:
 def _at_work(run: OpenRun) -> Iterator[None]:
     """Start the workers; end them however the block ends, with a delay after an interrupt."""
     run.events.tell(_run_started(run.job, run.folder))
+    rehearsal = Rehearsal(run.deadline, run.folder, run.job) if run.deadline is not None else None
+    if rehearsal is not None:
+        run.progress.listen(rehearsal.tell)
     for warning in run.job.warnings:
         run.events.tell({"event": "warning", "message": warning})
-    run.workers = start_pool(run.job, run.folder, run.events)
+    run.workers = start_pool(run.job, run.folder, run.events, run.deadline)
     ended = {"event": "finished", "state": "interrupted"}
     try:
         with interruptible(run):
             yield
-        ended["state"] = "completed"
+        ended["state"] = "partial" if run.partial else "completed"
     except (RunError, InputError, OSError) as error:
         ended |= {"state": "failed", "message": str(error)}
         raise
     finally:
         run.stop(0.0)
+        if rehearsal is not None:
+            rehearsal.end()
         run.events.tell(ended)
 
 
@@ -202,7 +229,7 @@ def taken_or_opened(job: Job | None) -> Iterator[OpenRun]:
         yield run
 
 
-def start_pool(job: Job, folder: RunFolder, events: EventLog) -> WorkerPool:
+def start_pool(job: Job, folder: RunFolder, events: EventLog, deadline: Deadline | None) -> WorkerPool:
     """The worker processes of a run, each on its own device."""
     logs = folder.path / "workers"
     logs.mkdir(mode=0o700, exist_ok=True)
@@ -226,6 +253,7 @@ def start_pool(job: Job, folder: RunFolder, events: EventLog) -> WorkerPool:
         depth=1 if deterministic else 2,
         tokens=0 if deterministic else HELD_TOKENS,
         start=start,
+        deadline=deadline,
         stall_timeout=job.settings.workers.stall_timeout,
         retries=job.settings.workers.retries,
         on_event=events.tell,
@@ -239,4 +267,5 @@ def _run_started(job: Job, folder: RunFolder) -> dict[str, Any]:
         "folder": str(folder.path),
         "workers": job.placement.workers,
         "device": job.placement.device,
+        **({"deadline": job.deadline.isoformat()} if job.deadline is not None else {}),
     }

@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, field_validator
 
 from data.settings import InputSettings, JobSettings, OutputSettings, Section
 from engine.settings import EngineSettings, ModelSettings, SamplingSettings
+from tasks.moment import parse
 
 
 class WorkersSettings(Section):
@@ -38,8 +39,20 @@ class CacheSettings(Section):
 class ScheduleSettings(Section):
     """When to stop, and what goes first."""
 
-    deadline: str | None = Field(None, description="A duration, or an ISO time with a zone; a partial result then.")
-    priority: str | None = Field(None, description="A column or expression; higher values are answered first.")
+    deadline: str | None = Field(
+        None,
+        description="A duration from the start (8h, 1h30m), or an ISO time with a zone: what is answered is published.",
+    )
+    priority: str | None = Field(
+        None, description="A column with a number, or an expression over columns; higher values are answered first."
+    )
+
+    @field_validator("deadline")
+    @classmethod
+    def _is_a_time(cls, deadline: str | None) -> str | None:
+        if deadline is not None:
+            parse(deadline)
+        return deadline
 
 
 class Settings(Section):
@@ -65,8 +78,6 @@ NOT_BUILT = (
     "workers.tp_degree",
     "workers.backend",
     "workers.hourly_price",
-    "schedule.deadline",
-    "schedule.priority",
 )
 
 

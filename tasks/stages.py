@@ -17,6 +17,7 @@ from prefect import State, task
 from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture
 from prefect.runtime import task_run
+from prefect.states import Completed
 from prefect.tasks import exponential_backoff
 from prefect.utilities.annotations import quote
 
@@ -25,19 +26,22 @@ from data.publish import publish, published_base
 from data.retry import plan_retry
 from data.shards import Shard
 from data.window import Window
+from tasks.deadline import OutOfTime
 from tasks.job import results_of
-from tasks.outcome import manifest_fields, published_report
+from tasks.outcome import manifest_fields, partial_message, published_report
 from tasks.planner import Planner, plan_options
 from tasks.pool import Interrupted, WorkerDied
 from tasks.run import OpenRun
 from tasks.summary import RunReport
 
 MAX_LOTS = 500
+PARTIAL = "Partial"
+"""The name of Prefect's state Completed where the deadline has left something undone."""
 
 
 @task(name="plan", cache_policy=NO_CACHE, persist_result=False)
-def plan_next_window(planner: Planner) -> Window:
-    """Plan one window of the input, unless that is done already."""
+def plan_next_window(planner: Planner) -> Window | None:
+    """Plan one window of the input, unless that is done already. None if the deadline came first."""
     return planner.next()
 
 
@@ -54,8 +58,8 @@ def plan_failed_again(run: OpenRun) -> Window | None:
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
-def run_lot(run: OpenRun, shards: Sequence[Shard]) -> None:
-    """Have the shards of a lot answered and committed, those that are not yet.
+def run_lot(run: OpenRun, shards: Sequence[Shard]) -> State[None] | None:
+    """Have the shards of a lot answered and committed, those that are not yet, as far as the deadline allows.
 
     Raises:
         WorkerDied: a worker ended while it held one of them; what was finished is committed.
@@ -63,17 +67,20 @@ def run_lot(run: OpenRun, shards: Sequence[Shard]) -> None:
     """
     futures = run.answers(shards)
     wait(futures)
+    late = any(isinstance(future.exception(), OutOfTime) for future in futures)
     try:
         for future in futures:
-            future.result()
+            if not isinstance(future.exception(), OutOfTime):
+                future.result()
     except RunError as error:
         last = not isinstance(error, WorkerDied) or (task_run.run_count or 0) > run.job.settings.workers.retries
         if last and not isinstance(error, Interrupted):
             run.fail(error)  # no other shard is computed for a run that cannot end well
         raise
+    return Completed(name=PARTIAL, message="the deadline came first") if late else None
 
 
-def submit_lots(run: OpenRun, window: Window) -> list[PrefectFuture[None]]:
+def submit_lots(run: OpenRun, window: Window) -> list[PrefectFuture[State[None] | None]]:
     """Start the lots of a window, at most 500 over all windows, each a Prefect task run of its own."""
     cached = {commit.shard for commit in window.cached}
     shards = [s for s in window.shards if s.id not in cached or not run.ledger.committed(s.id)]
@@ -108,14 +115,20 @@ def _windows_expected(run: OpenRun, window: Window) -> int:
 def publish_result(run: OpenRun) -> RunReport:
     """Assemble the result of every committed shard, rename it into place, and write its manifest.
 
+    After the deadline the result is a partial one, unless everything was finished by then.
+
     Raises:
         RunError: the error budget is exceeded, or a committed file is damaged; nothing was published.
     """
     job = run.job
-    run.pool.dismiss()
-    run.events.tell({"event": "publishing"})
+    if run.late:
+        run.stop(0.0)  # a worker that still lived could commit a shard under the eyes of whoever reads the ledger
+    else:
+        run.pool.dismiss()
+    run.events.tell({"event": "publishing", "partial": run.partial})
     schema = results_of(job.settings, job.checkpoint)
-    manifest = publish(run.folder, run.windows, job.dataset, job.output, schema, manifest_fields(run))
+    fields = manifest_fields(run)
+    manifest = publish(run.folder, run.windows, job.dataset, job.output, schema, fields, partial=run.partial)
     run.events.tell(
         {
             "event": "published",
@@ -126,4 +139,16 @@ def publish_result(run: OpenRun) -> RunReport:
         }
     )
     seconds = time.monotonic() - run.started
-    return published_report(job, manifest, seconds=seconds, resumed_rows=run.resumed_rows, hits=run.hits)
+    return published_report(
+        job,
+        manifest,
+        seconds=seconds,
+        message=partial_message(run, manifest),
+        resumed_rows=run.resumed_rows,
+        hits=run.hits,
+    )
+
+
+def final_state(report: RunReport) -> RunReport | State[RunReport]:
+    """What the flow returns, and so the state in which Prefect has its run end."""
+    return Completed(name=PARTIAL, message=report.message, data=report) if report.state == "partial" else report

@@ -20,6 +20,7 @@ from data.run_folder import RunFolder
 from data.shards import Shard
 from data.target import Target
 from data.window import Window, load_window
+from tasks.forecast import against_deadline
 from tasks.hits import Hits, count_hits
 from tasks.progress import Progress
 from tasks.recorded_events import event_time, read_events, replay
@@ -52,6 +53,8 @@ class Status:
     row_rate: float
     output_rate: float
     eta_seconds: float | None
+    outlook: str | None
+    """How the run stands to its deadline, while it is at work and has one."""
     workers: tuple[WorkerView, ...]
     last_event: str | None
     last_event_age: float | None
@@ -103,6 +106,7 @@ def run_status(folder: Path | None) -> Status:
         row_rate=row_rate,
         output_rate=output_rate,
         eta_seconds=eta,
+        outlook=_outlook(progress, windows, done, eta) if holder else None,
         workers=progress.workers if holder else (),
         last_event=str(last["event"]) if last else None,
         last_event_age=max(0.0, time.time() - event_time(last)) if last else None,
@@ -146,6 +150,13 @@ def _pace(progress: Progress, windows: list[Window], done: int) -> tuple[float, 
     row_rate = rate * rows / sequences if sequences else 0.0
     eta = (sequences - done) / rate if rate > 0 and windows and windows[-1].last else None
     return row_rate, progress.output_rate, eta
+
+
+def _outlook(progress: Progress, windows: list[Window], done: list[Shard], eta: float | None) -> str | None:
+    if progress.deadline is None or progress.state in ("publishing", "published"):
+        return None
+    rows = sum(window.rows for window in windows) - _rows_done(windows, done)
+    return against_deadline(progress.deadline.timestamp() - time.time(), eta, rows)
 
 
 def _rows_done(windows: list[Window], done: list[Shard]) -> int:

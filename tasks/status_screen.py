@@ -66,6 +66,8 @@ def _lines(status: Status) -> list[tuple[str, Text]]:
         )
     if status.eta_seconds is not None:
         lines.append(("Left", Text(duration(status.eta_seconds))))
+    if status.outlook is not None:
+        lines.append(("Deadline", Text(status.outlook.removeprefix("deadline "))))
     listed = [f"{count:,} {code}" for code, count in sorted(status.errors.items())]
     if status.errors_without_code:
         listed.append(f"{status.errors_without_code:,} whose code was not read")

@@ -149,7 +149,7 @@ def _counts(report: RunReport) -> Iterator[tuple[str, str, str]]:
         yield "Accuracy", f"{100 * report.accuracy:.1f} %", label
     # Tokens of an earlier start or run, or of a result that was only verified, were not spent in these seconds.
     earlier = report.resumed_rows or (hits is not None and hits.cached)
-    fresh = not earlier and report.message is None and report.seconds > 0
+    fresh = not earlier and (report.message is None or report.state == "partial") and report.seconds > 0
     for name, tokens in (("Tokens in", report.input_tokens), ("Tokens out", report.output_tokens)):
         yield name, f"{tokens:,}", f"{short(tokens / report.seconds)} a second" if fresh and tokens else ""
     if hits is not None and hits.rate:
@@ -184,7 +184,7 @@ def _next(report: RunReport) -> tuple[str, str]:
     """What the user can do next, and the command that does it."""
     command = printable(report.resume_command)
     if report.state == "partial":
-        return "To finish the rest, run the same command again:", command
+        return "To finish the rest, run the same command again (with a later deadline if it was a time):", command
     if not report.published:
         return "No result was published; finished work is kept. To resume:", command
     if report.failed_rows and command.startswith("overnight "):

@@ -155,6 +155,23 @@ def test_a_partial_result_says_so_and_is_replaced_by_the_complete_one(lab: Calla
     assert made.publish(partial=True).complete
 
 
+def test_another_night_publishes_the_same_run_at_a_path_of_its_own(lab: Callable[..., Any]) -> None:
+    made = lab(ROWS)
+    windows = made.windows()
+    made.work(windows[0].shards[:1])
+    nights = []
+    for night, done in (("01", 0), ("02", 1), ("03", len(windows))):
+        made.output = OutputSettings(path=str(made.root / f"out-{night}"), error_budget=1)
+        for window in windows[:done]:
+            made.work(window.shards)
+        nights.append(made.publish(partial=done < len(windows)))
+        assert published(made.target) == nights[-1]
+    assert [manifest.complete for manifest in nights] == [False, False, True]
+    assert nights[0].ok < nights[1].ok < nights[2].ok
+    assert published(made.root / "out-01") == nights[0]
+    assert len(made.computed) == len(set(made.computed))
+
+
 @pytest.mark.parametrize("name", ["out", "out.jsonl"])
 def test_a_partial_result_covers_rows_that_are_not_planned(lab: Callable[..., Any], name: str) -> None:
     lines = [json.dumps({"text": f"t{number}", "n": number if number < 150 else 0.5}) for number in range(160)]

@@ -1,29 +1,49 @@
-"""Any order of planning, committing, dying, retrying and publishing, by two drivers at once, gives the one result."""
+"""Any order of planning, committing, dying, retrying and publishing, by two drivers at once, gives the one result.
+
+So does any way of planning: with or without folding, in windows and shards of any size, ordered by any priority, which
+may change from one attempt to the next.
+"""
 
 from __future__ import annotations
 
 import json
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import hypothesis.strategies as st
 import pytest
 from hypothesis import settings
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from data.audit import audit
 from data.ledger import Ledger, commit_shard
 from data.plan import load_windows, plan_windows
+from data.priority import Priority
 from data.publish import published, published_base
 from data.retry import load_retries, plan_retry
 from data.settings import OutputSettings
+from data.sharding import PlanOptions
 from data.shards import Shard, prompts_path, read_prompts
 
 ROWS = [{"id": number, "text": f"text {number * 7 % 60}" if number % 40 else ""} for number in range(170)]
+PRIORITIES = st.sampled_from([None, "id", "-id", "id % 3", "id if text else 'none'", "text | length"])
 ERRORS = st.sets(st.sampled_from([f"text {number}" for number in range(60)]), max_size=3)
+
+
+def ordered(options: PlanOptions, priority: str | None) -> PlanOptions:
+    return replace(options, priority=Priority(priority) if priority is not None else None)
 
 
 class RunMachine(RuleBasedStateMachine):
@@ -41,6 +61,16 @@ class RunMachine(RuleBasedStateMachine):
         self.complete: str | None = None
         self.drivers: list[Iterator[Any]] = []
 
+    @initialize(fold=st.booleans(), rows=st.integers(20, 200), tokens=st.integers(50, 2000), priority=PRIORITIES)
+    def choose_a_way_of_planning(self, fold: bool, rows: int, tokens: int, priority: str | None) -> None:
+        self.lab.options = replace(self.lab.options, fold=fold, window_rows=rows, shard_tokens=tokens)
+        self.lab.options = ordered(self.lab.options, priority)
+
+    @rule(priority=PRIORITIES)
+    def ask_for_another_order(self, priority: str | None) -> None:
+        self.drivers = []
+        self.lab.options = ordered(self.lab.options, priority)
+
     def teardown(self) -> None:
         self.crash()
         lab = self.lab
@@ -49,8 +79,12 @@ class RunMachine(RuleBasedStateMachine):
         while (window := self.retries(lab)) is not None:
             lab.work(window.shards)
             lab.publish()
-        expected = [f"{row['text'].upper()}#0" if row["text"] else None for row in ROWS]
-        assert [row["output"] for row in lab.rows()] == expected
+        seen = Counter[str]()
+        for row, published_row in zip(ROWS, lab.rows(), strict=True):
+            occurrence = 0 if lab.options.fold else seen[row["text"]]
+            answer = f"{row['text'].upper()}#{occurrence}" if row["text"] else None
+            assert (published_row["id"], published_row["output"]) == (row["id"], answer)
+            seen[row["text"]] += 1
         assert audit(lab.target).valid
         assert not [path for path in self.root.iterdir() if path.name.startswith(".")]
         shutil.rmtree(self.root)

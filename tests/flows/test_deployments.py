@@ -123,6 +123,27 @@ def test_an_adhoc_run_publishes_and_reports(site: Site, config: Path, tmp_path: 
     assert site.prefect(*audit).returncode == 1
 
 
+def test_a_run_that_ended_partially_is_retried_to_its_end(site: Site, config: Path, tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "in.jsonl", list(messages(20)))
+    whole = config.read_text()
+    config.write_text(f'{whole}[schedule]\ndeadline = "1s"\n')
+    text = parameters(config, source, tmp_path / "night-{date}")
+    assert site.prefect("deployment", "run", "infer/adhoc", "--watch", "--params", text).returncode == 0
+    runs = site.post("flow_runs/filter", {"flow_runs": {"state": {"name": {"any_": ["Partial"]}}}})
+    ((run, state),) = [(run["id"], run["state_type"]) for run in runs]
+    assert state == "COMPLETED"
+    (night,) = tmp_path.glob("night-*")
+
+    def manifest() -> dict[str, Any]:
+        return dict(json.loads((night / "_manifest.json").read_text()))
+
+    assert manifest()["errors"] == {"deadline": 20}
+    config.write_text(whole)
+    assert site.prefect("flow-run", "retry", run).returncode == 0
+    wait_for(lambda: (night / "_manifest.json").exists() and manifest()["complete"], 120)
+    assert manifest()["ok"] == 20
+
+
 def test_a_wrong_parameter_fails_the_run(site: Site, config: Path, tmp_path: Path) -> None:
     absent = parameters(config, tmp_path / "absent.jsonl", tmp_path / "out")
     assert site.prefect("deployment", "run", "infer/adhoc", "--watch", "--params", absent).returncode == 1

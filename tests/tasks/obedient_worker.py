@@ -25,7 +25,8 @@ def main(mailbox: Mailbox) -> None:
             mailbox.send({"event": "failed", "shard": message["id"], "message": "disk full"})
             continue
         time.sleep(message.get("seconds", 0))
-        mailbox.send({"event": "done", "shard": message["id"], "pid": os.getpid()})
+        seconds = message.get("seconds", 0)
+        mailbox.send({"event": "done", "shard": message["id"], "pid": os.getpid(), "seconds": seconds})
 
 
 def refusing(mailbox: Mailbox) -> None:

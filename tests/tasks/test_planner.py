@@ -17,6 +17,7 @@ from data.errors import InputError
 from data.ledger import Commit, Ledger
 from data.run_folder import RunFolder
 from tasks.configuration import load_settings
+from tasks.deadline import OutOfTime
 from tasks.events import EventLog
 from tasks.job import RunOptions, prepare
 from tasks.pool import Event, WorkerDied, WorkerPool
@@ -27,6 +28,8 @@ from tests.flows.conftest import MODEL
 
 class Queue:
     """What a pool of workers was given."""
+
+    late = False
 
     def __init__(self) -> None:
         self.shards: list[str] = []
@@ -46,12 +49,13 @@ def source(tmp_path: Path) -> Path:
     return tmp_path / "in.parquet"
 
 
-def opened(source: Path) -> tuple[OpenRun, Queue]:
-    given = {
+def opened(source: Path, deadline: str | None = None, priority: str | None = None) -> tuple[OpenRun, Queue]:
+    given: dict[str, dict[str, Any]] = {
         "input": {"path": str(source)},
         "output": {"path": str(source.parent / "out")},
         "job": {"prompt_ids": "ids"},
         "model": {"path": str(MODEL)},
+        "schedule": {"deadline": deadline, "priority": priority},
     }
     job = prepare(load_settings(None, given, ()), RunOptions(), datetime.now(), "overnight infer")
     folder = RunFolder.create(job.run_path, job.identity)
@@ -98,6 +102,65 @@ def test_what_is_wrong_is_raised_where_the_window_is_asked_for(source: Path) -> 
         run.planner.next()
     assert queue.shards == []
     assert not list(run.folder.plan.glob("*.json"))
+
+
+def test_a_plan_keeps_its_order_and_the_user_is_told(source: Path) -> None:
+    run, _ = opened(source)
+    window = run.planner.next()
+    again, _ = opened(source, priority="ids | length")
+    assert again.folder.path == run.folder.path, "the priority is no part of the run's id"
+    assert again.planner.next() == window
+    assert told(again) == ["planned", "planned", "warning"]
+    assert "--fresh plans it anew" in again.folder.events.read_text()
+    shutil.rmtree(run.folder.path)
+    ordered, _ = opened(source, priority="-(ids | first) if ids | first > 100 else 'low'")
+    assert ordered.planner.next() != window
+    message = ordered.folder.events.read_text()
+    assert "rows without a number for schedule.priority" in message
+    assert "--fresh" not in message
+
+
+def test_the_deadline_ends_planning_and_keeps_what_is_planned(source: Path) -> None:
+    run, queue = opened(source, "1s")  # sooner than a result can be published
+    run.planner.plan_ahead()
+    assert run.planner.next() is None
+    assert run.planner.ended
+    assert run.late
+    assert run.partial
+    assert not list(run.folder.plan.glob("*.json"))
+    before, _ = opened(source, "1h")
+    window = before.planner.next()
+    assert before.deadline is not None
+    assert before.deadline.rows == 700
+    assert not before.late
+    again, queue = opened(source, "1s")
+    assert again.planner.next() is None
+    assert again.windows == [window]
+    assert queue.shards == []
+
+
+def test_the_deadline_ends_the_planning_of_a_window(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, _ = opened(source, "1h")
+    assert run.deadline is not None
+    monkeypatch.setattr(type(run.deadline), "check", check := Checks())
+    assert run.planner.next() is None
+    assert check.count == 2, "once before, once while the rows are read"
+    assert run.deadline.rows == 700
+    assert run.planner.ended
+    assert not list(run.folder.plan.glob("*.json"))
+    assert not list(run.folder.tmp.iterdir())
+
+
+class Checks:
+    """In place of `Deadline.check`: the deadline comes at the second look."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self) -> None:
+        self.count += 1
+        if self.count == 2:
+            raise OutOfTime("the deadline came first")
 
 
 def test_a_shard_is_asked_for_once_and_handed_out_anew_after_its_worker_died(source: Path) -> None:

@@ -8,6 +8,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 
 from data.errors import RunError
 from engine.supervisor import Child
+from tasks.deadline import FIXED_SECONDS, Deadline, OutOfTime
 from tasks.pool import Interrupted, NoWorkers, WorkerDied, WorkerPool
 
 ROOT = Path(__file__).parent.parent.parent
@@ -38,13 +40,21 @@ def make_pool(tmp_path: Path, events: list[dict[str, Any]]) -> Iterator[MakePool
         retries: int = 2,
         depth: int = 1,
         tokens: float = 0.0,
+        deadline: Deadline | None = None,
     ) -> WorkerPool:
         def start(index: int) -> Child:
             name = f"tests.tasks.obedient_worker:{target}"
             return Child(name, environment={"PYTHONPATH": str(ROOT)}, log=tmp_path / f"{index}.log")
 
         pool = WorkerPool(
-            size, depth, start, tokens=tokens, stall_timeout=stall, retries=retries, on_event=events.append
+            size,
+            depth,
+            start,
+            tokens=tokens,
+            deadline=deadline,
+            stall_timeout=stall,
+            retries=retries,
+            on_event=events.append,
         )
         pools.append(pool)
         return pool
@@ -184,6 +194,49 @@ def test_a_worker_that_cannot_be_started_does_not_end_the_others(tmp_path: Path)
     pool = WorkerPool(2, 1, start, stall_timeout=60, retries=1, on_event=[].append)
     assert [pool.submit(work(n)).result(timeout=60)["worker"] for n in range(3)] == [0, 0, 0]
     pool.close()
+
+
+def seconds_from_now(seconds: float) -> Deadline:
+    """A deadline before which work must end in so many seconds."""
+    return Deadline(datetime.now(UTC) + timedelta(seconds=seconds + FIXED_SECONDS))
+
+
+def test_a_shard_that_would_be_late_is_not_begun_and_a_smaller_one_is(
+    make_pool: MakePool, events: list[dict[str, Any]]
+) -> None:
+    pool = make_pool(1, deadline=seconds_from_now(40))
+    sizes = [1.0, 1000.0, 0.5, 1000.0]  # a second each for the first unit; 1000 would take a quarter of an hour
+    futures = [pool.submit(work(n, seconds=size if size < 2 else 0, cost=size)) for n, size in enumerate(sizes)]
+    started = time.monotonic()
+    assert futures[2].result(timeout=30)["shard"] == "s2"
+    for future in (futures[1], futures[3]):
+        with pytest.raises(OutOfTime):
+            future.result(timeout=10)
+    assert time.monotonic() - started < 30, "it is over once nothing can be begun, not at the deadline"
+    assert pool.late
+    assert [event for event in events if event["event"] == "deadline"] == [
+        {"event": "deadline", "given_up": 0, "waiting": 2}
+    ]
+    with pytest.raises(OutOfTime):
+        pool.submit(work(9)).result(timeout=1)
+
+
+def test_what_is_in_flight_at_the_deadline_is_given_up(make_pool: MakePool, events: list[dict[str, Any]]) -> None:
+    now = [0.0]
+    pool = make_pool(1, deadline=Deadline(datetime.fromtimestamp(3600, UTC), lambda: now[0]))
+    futures = [pool.submit(work(n, "hang", cost=1.0)) for n in range(2)]
+    while not any(event["event"] == "ready" for event in events):
+        time.sleep(0.05)
+    time.sleep(0.3)
+    assert not any(future.done() for future in futures)
+    now[0] = 3600.0
+    for future in futures:
+        with pytest.raises(OutOfTime):
+            future.result(timeout=10)
+    pool.close()
+    assert not any(psutil.pid_exists(event["pid"]) for event in events if event["event"] == "started")
+    assert not pool.open
+    assert events[-1] == {"event": "deadline", "given_up": 1, "waiting": 1}
 
 
 def test_workers_end_with_a_killed_driver(tmp_path: Path) -> None:

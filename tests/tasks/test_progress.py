@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from rich.console import Console
 
 from tasks.display import Display, Terminal, progress_line
 from tasks.figures import duration, numbers, share, short, size
+from tasks.milestones import milestone
 from tasks.progress import Progress
 from tasks.progress_table import progress_table
 
@@ -212,6 +215,37 @@ def test_one_line_for_a_log(progress: Progress, clock: Clock) -> None:
     progress.tell(counted(0, 450))
     line = progress_line(progress)
     assert line == "50.50 %: 505 of 1,000 rows, 450 tok/s in, 90 out, 10 errors, 10 s left"
+
+
+def test_a_deadline_is_shown_in_lines_and_table_until_the_end(clock: Clock) -> None:
+    ends = datetime.now(UTC) + timedelta(seconds=1000)
+    progress = Progress(clock)
+    start = {"event": "run_started", "run": "ab12", "folder": "/run", "workers": 1, "device": "cpu"}
+    progress.tell({**start, "deadline": ends.isoformat()})
+    progress.tell(planned(rows=1000, sequences=1000, errors={}, folded=0))
+    progress.tell({"event": "ready", "worker": 0, "seconds": 1.0, "device": "cpu"})
+    assert re.search(r"deadline in 16 m \d\d s$", progress_line(progress))
+    clock.now += 10
+    progress.tell(counted(0, 4))  # 0.4 a second: 996 rows take 2490 seconds
+    line = progress_line(progress)
+    assert (found := re.search(r"about (\d+) rows will have no answer then", line))
+    assert 590 < int(found[1]) < 605
+    screen = Console(file=io.StringIO(), width=160)
+    screen.print(progress_table(progress))
+    assert "rows will have no answer then" in screen.file.getvalue()  # type: ignore[attr-defined]
+    milestones = [
+        milestone({**start, "deadline": ends.isoformat()}),
+        milestone({"event": "publishing", "partial": True}),
+    ]
+    milestones.append(milestone({"event": "deadline", "waiting": 3, "given_up": 1}))
+    lines = [found[0] for found in milestones if found is not None]
+    assert ", until " in lines[0]
+    assert lines[1:] == [
+        "Assembling a partial result of what is answered",
+        "Out of time: 3 shards not begun, 1 shard given up",
+    ]
+    progress.tell({"event": "publishing", "partial": True})
+    assert progress.outlook is None
 
 
 def test_figures() -> None:

@@ -116,6 +116,20 @@ def test_pace_and_workers_of_a_living_driver(run: RunFolder) -> None:
     assert status.eta_seconds == pytest.approx(9 * 150 / 12, rel=0.3)
 
 
+def test_the_deadline_of_a_living_driver(run: RunFolder) -> None:
+    start, *events = driver_events(4)
+    ends = datetime.now(UTC) + timedelta(hours=1)
+    write_events(run, [{**start, "deadline": ends.isoformat()}, *events])
+    with run.lock():
+        status = run_status(run.path)
+    assert status.outlook is not None
+    assert "to be finished" in status.outlook
+    screen = Console(file=io.StringIO(), width=120)
+    print_status(status, screen)
+    assert "Deadline  in " in screen.file.getvalue()  # type: ignore[attr-defined]
+    assert run_status(run.path).outlook is None, "nobody is at work"
+
+
 def test_only_the_last_start_counts_and_torn_lines_do_not(run: RunFolder) -> None:
     write_events(run, [*driver_events(1), *driver_events(0), {"event": "finished", "state": "failed", "message": "x"}])
     with run.events.open("a") as file:
