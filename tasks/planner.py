@@ -70,11 +70,12 @@ class Planner:
 
     def plan_ahead(self) -> None:
         """Plan the next window now. What is wrong with it is raised by `next`, where the flow can record it."""
-        self._ahead = Future()
+        ahead: Future[Window | None] = Future()
         try:
-            self._ahead.set_result(self._plan())
+            ahead.set_result(self._plan())
         except (RunError, InputError, OSError) as error:
-            self._ahead.set_exception(error)
+            ahead.set_exception(error)
+        self._ahead = ahead
 
     def next(self) -> Window | None:
         """The next window: planned, or loaded if it was planned before. A run has at least one.

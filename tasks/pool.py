@@ -110,6 +110,7 @@ class WorkerPool:
         self._refusal = ""
         self._proved = False  # a worker has been ready
         self._wake, self._waker = Pipe(duplex=False)
+        self._poked = False
         for slot in self._slots:
             self._spawn(slot)
         self._thread = threading.Thread(target=self._serve, name="workers", daemon=True)
@@ -120,15 +121,16 @@ class WorkerPool:
         """Whether a shard given now can still be worked on."""
         return not (self._draining or self._closed or self._refusal)
 
-    def submit(self, shard: Mapping[str, Any]) -> Future[Event]:
+    def submit(self, shard: Mapping[str, Any], *, first: bool = False) -> Future[Event]:
         """Queue a shard; `shard["id"]` is its id, `shard["cost"]` its predicted tokens if they are to count.
 
+        With `first` it goes before those that wait.
         The future gives the worker's `done` message.
         It raises WorkerDied (try again), Interrupted (the pool was closed), OutOfTime (by the deadline) or NoWorkers
         (workers refuse to start).
         """
         future: Future[Event] = Future()
-        self._waiting.put(Waiting(dict(shard), future))
+        self._waiting.put(Waiting(dict(shard), future), first=first)
         if self._closed:
             self._waiting.fail(self._ending())
         else:
@@ -155,7 +157,9 @@ class WorkerPool:
         self._thread.join()
 
     def _poke(self) -> None:
-        self._waker.send_bytes(b"look")
+        if not self._poked:  # more would fill the pipe, and then block whoever queues a whole window
+            self._poked = True
+            self._waker.send_bytes(b"look")
 
     def _serve(self) -> None:
         try:
@@ -178,6 +182,7 @@ class WorkerPool:
             for ready in wait([self._wake, *connections], timeout=TICK_SECONDS):
                 if ready is self._wake:
                     self._wake.recv_bytes()
+                    self._poked = False
                 else:
                     self._hear(connections[ready])  # type: ignore[index]
             self._watch()

@@ -110,13 +110,18 @@ class OpenRun:
         for shard in self.ledger.missing(shards):
             self._handed[shard.id] = self.pool.submit(shard.to_json())
 
+    def _hand_out_again(self, shards: Sequence[Shard]) -> None:
+        """The same before all others: their lot, and the window with it, would else end behind a later window's."""
+        for shard in reversed(self.ledger.missing(shards)):
+            self._handed[shard.id] = self.pool.submit(shard.to_json(), first=True)
+
     def answers(self, shards: Sequence[Shard]) -> list[Future[Event]]:
         """The answers to come of those shards that are not committed, handed out anew once these have been asked for.
 
         Every shard that is handed out is asked for once, with those of its lot.
         """
         if not any(shard.id in self._handed for shard in shards):
-            self.hand_out(shards)
+            self._hand_out_again(shards)
         return [self._handed.pop(shard.id) for shard in shards if shard.id in self._handed]
 
     def stop(self, patience: float) -> None:

@@ -33,10 +33,13 @@ class ShardQueue:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def put(self, waiting: Waiting) -> None:
-        """Add a shard at the end."""
+    def put(self, waiting: Waiting, *, first: bool = False) -> None:
+        """Add a shard at the end, or before all others."""
         with self._lock:
-            self._waiting.append(waiting)
+            if first:
+                self._waiting.appendleft(waiting)
+            else:
+                self._waiting.append(waiting)
 
     def take(self, room: float) -> Waiting | None:
         """Remove the first shard whose cost is at most `room`; None if there is none."""
