@@ -35,10 +35,11 @@ class Queue:
         self.shards: list[str] = []
         self.futures: list[Future[Event]] = []
 
-    def submit(self, shard: dict[str, Any]) -> Future[Event]:
-        self.shards.append(shard["id"])
-        self.futures.append(Future())
-        return self.futures[-1]
+    def submit(self, shard: dict[str, Any], *, first: bool = False) -> Future[Event]:
+        place = 0 if first else len(self.shards)
+        self.shards.insert(place, shard["id"])
+        self.futures.insert(place, Future())
+        return self.futures[place]
 
 
 @pytest.fixture
@@ -169,11 +170,11 @@ def test_a_shard_is_asked_for_once_and_handed_out_anew_after_its_worker_died(sou
     lot = shards[:2]
     assert run.answers(lot) == queue.futures[:2]
     queue.futures[0].set_exception(WorkerDied("worker 0 ended"))
-    assert run.answers(lot) == queue.futures[-2:]
-    assert queue.shards == [shard.id for shard in (*shards, *lot)]
+    assert run.answers(lot) == queue.futures[:2], "before all others"
+    assert queue.shards == [shard.id for shard in (*lot, *shards)]
     (run.folder.commits / f"{lot[0].id}.json").write_bytes(commit(lot[0].id))
-    assert run.answers(lot) == queue.futures[-1:]
-    assert queue.shards[-1] == lot[1].id
+    assert run.answers(lot) == queue.futures[:1]
+    assert queue.shards[0] == lot[1].id
 
 
 def commit(shard: str) -> bytes:
