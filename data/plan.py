@@ -17,6 +17,7 @@ import numpy as np
 from data.encoded import EncodedRows
 from data.errors import RunError
 from data.folding import Integers
+from data.histogram import count_lengths
 from data.json_types import JsonTypes
 from data.ledger import Ledger
 from data.placement import Placement, place
@@ -24,6 +25,7 @@ from data.rows import BadRow, Record
 from data.run_folder import RunFolder
 from data.sharding import PlanOptions, shard_prompts
 from data.shards import Shard, prompts_path, write_prompts
+from data.shared_prefixes import shared_tokens
 from data.window import Window, load_window, read_table, save_window
 
 if TYPE_CHECKING:
@@ -171,22 +173,28 @@ def _plan(
     last = stream.exhausted
     encoded.seal()
     placement = place(run, identity_digest, encoded, options, earlier, next_shard)
+    shared = []
     for members in placement.sharding.members:
         rows, occurrences = placement.sequences.rows[members], placement.sequences.occurrences[members]
-        write_prompts(run, identity_digest, 0, shard_prompts(encoded, rows, occurrences))
+        prompts = shard_prompts(encoded, rows, occurrences)
+        write_prompts(run, identity_digest, 0, prompts)
+        shared.append(shared_tokens(prompts.ids))
+    lengths = encoded.lengths[encoded.answerable]
     window = Window(
         index=len(earlier),
         generation=0,
         first_row=first_row,
         rows=encoded.rows,
-        shards=_with_rows(placement),
+        shards=_completed(placement, shared),
         errors=_count(encoded),
         folded=len(encoded.answerable) - len(placement.sequences.rows),
-        input_tokens=int(encoded.lengths[encoded.answerable].sum()),
+        input_tokens=int(lengths.sum()),
         last=last,
         bytes_read=stream.bytes_read,
         json_types=types.to_json() if types is not None else None,
         digests={},
+        lengths=count_lengths(lengths),
+        longest=int(lengths.max(initial=0)),
     )
     return save_window(run, window, {".parquet": placement.table(first_row, encoded), ".keys.parquet": placement.keys})
 
@@ -197,13 +205,16 @@ def _encode(encoded: EncodedRows, prompter: Prompter, records: Sequence[Record |
         encoded.append(prompts.ids, prompts.scored_from, prompts.errors)
 
 
-def _with_rows(placement: Placement) -> tuple[Shard, ...]:
-    """The shards with the number of this window's rows that each answers."""
+def _completed(placement: Placement, shared: Sequence[int]) -> tuple[Shard, ...]:
+    """The shards with the number of this window's rows that each answers, and their shared tokens."""
     shards = placement.sharding.shards
     if not shards:
         return ()
     counts = np.bincount(np.maximum(placement.shard - shards[0].index, -1) + 1, minlength=len(shards) + 1)[1:]
-    return tuple(replace(shard, rows=int(count)) for shard, count in zip(shards, counts, strict=True))
+    return tuple(
+        replace(shard, rows=int(count), shared_tokens=tokens)
+        for shard, count, tokens in zip(shards, counts, shared, strict=True)
+    )
 
 
 def _count(encoded: EncodedRows) -> dict[str, int]:

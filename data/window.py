@@ -64,6 +64,10 @@ class Window:
     """JSONL: what `JsonTypes.from_json` takes, for the rows of this window. Parquet: None."""
     digests: Mapping[str, str]
     """SHA-256 of the parquet files, by suffix."""
+    lengths: tuple[int, ...] = ()
+    """How many rows have a prompt of what length: the bins of `data.histogram`."""
+    longest: int = 0
+    """Tokens of the longest prompt."""
 
     @property
     def name(self) -> str:
@@ -89,7 +93,8 @@ def load_window(run: RunFolder, name: str) -> Window | None:
     path = run.plan / f"{name}.json"
     try:
         fields = json.loads(path.read_bytes())
-        return Window(**{**fields, "shards": tuple(Shard.from_json(shard) for shard in fields["shards"])})
+        shards = tuple(Shard.from_json(shard) for shard in fields["shards"])
+        return Window(**{**fields, "shards": shards, "lengths": tuple(fields.get("lengths", ()))})
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, KeyError) as error:
