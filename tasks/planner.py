@@ -21,6 +21,7 @@ from data.shards import Shard
 from data.target import Target
 from data.window import Window
 from tasks.events import EventLog
+from tasks.forecast import Forecaster, Planned
 from tasks.job import Job
 from tasks.settings import Settings
 
@@ -74,11 +75,15 @@ class Planner:
     def _plan(self) -> Window:
         window = next(self._planning)
         self.windows.append(window)
-        self._events.tell(_planned(window))
+        self._events.tell({**_planned(window), "token_seconds": self._token_seconds(window)})
         self._tell_resumed(window)
         self._tell_mixed(window)
         self._hand_out(window.shards)
         return window
+
+    def _token_seconds(self, window: Window) -> tuple[float, float]:
+        """What a token in and one out weigh in the time that is left."""
+        return Forecaster(self._job).token_seconds(Planned.of([window]))
 
     def _tell_mixed(self, window: Window) -> None:
         """JSON columns without one type are published as JSON text, which a reader should hear of."""
@@ -103,6 +108,8 @@ class Planner:
                     "rows": sum(shard.rows for shard, _ in done),
                     "ok": sum(commit.ok for _, commit in done),
                     "errors": sum(commit.errors for _, commit in done),
+                    "input_tokens": sum(commit.tokens["input"] for _, commit in done),
+                    "output_tokens": sum(commit.tokens["output"] for _, commit in done),
                 }
             )
 
@@ -126,5 +133,6 @@ def _planned(window: Window) -> dict[str, Any]:
         "errors": dict(window.errors),
         "folded": window.folded,
         "input_tokens": window.input_tokens,
+        "sequence_tokens": sum(shard.input_tokens for shard in window.shards),
         "last": window.last,
     }

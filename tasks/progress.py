@@ -2,7 +2,8 @@
 
 The plan counts rows; the workers count sequences, of which one may answer several equal rows. Rows done are therefore
 scaled from the share of sequences that are done, and are exact once all are. Work of a worker that died counts until it
-died and then only as far as it was committed. Nothing here prints, waits or touches a file.
+died and then only as far as it was committed. What is left is judged by tokens (tasks.remaining). Nothing here prints,
+waits or touches a file.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tasks.meter import Counts, Meter
+from tasks.record import Record
+from tasks.remaining import BY_SEQUENCE, Left, Weights
 from tasks.worker_progress import NOTHING, WorkerProgress, WorkerView
 
 Event = Mapping[str, Any]
@@ -27,6 +30,7 @@ EVIDENCE_SECONDS = 3.0  # a forecast from less than this would jump about
 class _Planned:
     rows: int = 0
     sequences: int = 0
+    tokens: int = 0
     errors: dict[str, int] = field(default_factory=dict)
     final: bool = False
 
@@ -48,11 +52,14 @@ class Progress:
         self._expected_workers = 0
         self._meter: Meter | None = None
         self._ok = self._errors = 0  # committed sequences
+        self._tokens: Counts = (0.0, 0.0)  # theirs, in and out
+        self._weights: Weights = BY_SEQUENCE
         self._published: Event | None = None
         self._ended: float | None = None
         self.run_id = self.device = ""
         self.resumed_rows = 0
         self.state = "planning"
+        self.record = Record(clock)
         self._listeners: list[Callable[[Event], None]] = []
 
     def listen(self, listener: Callable[[Event], None]) -> None:
@@ -62,9 +69,10 @@ class Progress:
     def tell(self, event: Event) -> None:
         """Take one event into account; kinds that say nothing of progress are only passed on."""
         take = getattr(self, f"_on_{event['event']}", None)
-        if take is not None:
-            with self._lock:
+        with self._lock:
+            if take is not None:
                 take(event)
+            self.record.tell(event)
         for listener in self._listeners:
             listener(event)
 
@@ -125,16 +133,22 @@ class Progress:
     def eta_seconds(self) -> float | None:
         """Seconds until every row is answered at the pace of the last minutes; None while that cannot be said."""
         with self._lock:
-            left = self._plan.sequences - self._sequences_done
             if not self._plan.final or self.state in ("publishing", "published") or self._ended is not None:
                 return None
-            if left <= 0:
+            if self._sequences_done >= self._plan.sequences:
                 return 0.0
             if self._meter is None or self._meter.age(self._now()) < EVIDENCE_SECONDS:
                 return None
-            pace = self._rates(max(ETA_SECONDS, self._rate_seconds))[0]
             recent = self._rates(self._rate_seconds)[0]
-            return left / pace if pace > 0 and recent > 0 else None
+            return self.seconds_for(self._left) if recent > 0 else None
+
+    def seconds_for(self, left: Left) -> float | None:
+        """Seconds for what is left at the pace of the last minutes; None where there was none."""
+        pace = self._rates(max(ETA_SECONDS, self._rate_seconds))
+        weighed = self._weights.of(*pace)
+        return (
+            self._weights.of(left.sequences, left.input_tokens, left.output_tokens) / weighed if weighed > 0 else None
+        )
 
     @property
     def elapsed_seconds(self) -> float:
@@ -164,6 +178,15 @@ class Progress:
         return min(
             self._plan.sequences, self._ok + self._errors + sum(worker.in_flight for worker in self._workers.values())
         )
+
+    @property
+    def _left(self) -> Left:
+        """What is not answered yet."""
+        flying = [worker.uncommitted for worker in self._workers.values()]
+        done = [own + sum(part[n] for part in flying) for n, own in ((1, self._tokens[0]), (2, self._tokens[1]))]
+        answered = self._sequences_done
+        left = self._plan.sequences - answered
+        return Left(left, max(0.0, self._plan.tokens - done[0]), left * done[1] / answered if answered else 0.0)
 
     def _scaled(self, sequences: int) -> int:
         if not self._plan.sequences:
@@ -201,6 +224,8 @@ class Progress:
         plan = self._plan
         plan.rows += event["rows"]
         plan.sequences += event["sequences"]
+        plan.tokens += event.get("sequence_tokens", 0)
+        self._weights = Weights.read(event)
         plan.final = plan.final or event["last"]
         for code, count in event["errors"].items():
             plan.errors[code] = plan.errors.get(code, 0) + count
@@ -212,6 +237,7 @@ class Progress:
         self.resumed_rows += event["rows"]
         self._ok += event["ok"]
         self._errors += event["errors"]
+        self._count_tokens(event)
 
     def _on_started(self, event: Event) -> None:
         self._worker(event).start(self._clock())
@@ -228,8 +254,13 @@ class Progress:
     def _on_done(self, event: Event) -> None:
         self._ok += event["ok"]
         self._errors += event["errors"]
+        self._count_tokens(event)
         shard = (event["rows"], event["input_tokens"], event["output_tokens"])
         self._grow(self._worker(event).commit(self._clock(), shard, event["errors"]))
+
+    def _count_tokens(self, event: Event) -> None:
+        done = (event.get("input_tokens", 0), event.get("output_tokens", 0))
+        self._tokens = tuple(old + more for old, more in zip(self._tokens, done, strict=True))
 
     def _on_died(self, event: Event) -> None:
         self._worker(event).die(self._clock())

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from concurrent.futures import wait
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any, cast
 
@@ -26,6 +27,7 @@ from data.retry import plan_retry
 from data.shards import Shard
 from data.window import Window
 from tasks.job import results_of
+from tasks.lessons import learn
 from tasks.outcome import manifest_fields, published_report
 from tasks.planner import Planner, plan_options
 from tasks.pool import Interrupted, WorkerDied
@@ -125,4 +127,6 @@ def publish_result(run: OpenRun) -> RunReport:
         }
     )
     seconds = time.monotonic() - run.started
-    return published_report(job, manifest, seconds=seconds, resumed_rows=run.resumed_rows, folded=run.folded_rows)
+    learn(run)
+    report = published_report(job, manifest, seconds=seconds, resumed_rows=run.resumed_rows, folded=run.folded_rows)
+    return replace(report, finish_spread=run.progress.record.finish_spread)

@@ -22,6 +22,7 @@ from data.target import Target
 from data.window import Window, load_window
 from tasks.progress import Progress
 from tasks.recorded_events import event_time, read_events, replay
+from tasks.remaining import Left
 from tasks.status_screen import print_status
 from tasks.worker_progress import WorkerView
 
@@ -56,6 +57,8 @@ class Status:
     last_event_age: float | None
     output: str | None
     others: tuple[str, ...] = field(default=())
+    finish_spread: float | None = None
+    """Seconds between the last shards of the first and the last worker, once nothing is left."""
 
 
 def run_status(folder: Path | None) -> Status:
@@ -81,9 +84,7 @@ def run_status(folder: Path | None) -> Status:
     done = [shards[commit.shard] for commit in commits if commit.shard in shards]
     errors, unknown = _errors(run, windows, commits)
     last = events[-1] if events else None
-    row_rate, output_rate, eta = (
-        _pace(progress, windows, sum(s.sequences for s in done)) if holder else (0.0, 0.0, None)
-    )
+    row_rate, output_rate, eta = _pace(progress, windows, commits) if holder else (0.0, 0.0, None)
     return Status(
         folder=str(run.path),
         run_id=run.id,
@@ -106,6 +107,7 @@ def run_status(folder: Path | None) -> Status:
         last_event_age=max(0.0, time.time() - event_time(last)) if last else None,
         output=output,
         others=others,
+        finish_spread=progress.record.finish_spread if len(done) == len(shards) else None,
     )
 
 
@@ -136,12 +138,20 @@ def _commits(run: RunFolder) -> Iterator[Commit]:
             continue  # damaged, or set aside meanwhile; the driver and `audit` report damage
 
 
-def _pace(progress: Progress, windows: list[Window], done: int) -> tuple[float, float, float | None]:
-    sequences = sum(shard.sequences for window in windows for shard in window.shards)
+def _pace(progress: Progress, windows: list[Window], commits: list[Commit]) -> tuple[float, float, float | None]:
+    """Rows and tokens out a second, and the seconds left, by what the finished shards' answers were like."""
+    done = {commit.shard: commit for commit in commits}
+    shards = [shard for window in windows for shard in window.shards]
+    waiting = [shard for shard in shards if shard.id not in done]
+    sequences = sum(shard.sequences for shard in shards)
+    left = sum(shard.sequences for shard in waiting)
+    answered = sum(commit.rows for commit in commits)
+    mean = sum(commit.tokens["output"] for commit in commits) / answered if answered else 0.0
     rows = sum(window.rows - sum(window.errors.values()) for window in windows)
     rate = progress.sequence_rate
     row_rate = rate * rows / sequences if sequences else 0.0
-    eta = (sequences - done) / rate if rate > 0 and windows and windows[-1].last else None
+    forecast = progress.seconds_for(Left(left, sum(shard.input_tokens for shard in waiting), left * mean))
+    eta = forecast if rate > 0 and windows and windows[-1].last else None
     return row_rate, progress.output_rate, eta
 
 

@@ -63,6 +63,8 @@ def _lines(status: Status) -> list[tuple[str, Text]]:
         )
     if status.eta_seconds is not None:
         lines.append(("Left", Text(duration(status.eta_seconds))))
+    if status.finish_spread is not None:
+        lines.append(("Spread", Text(f"the workers finished within {duration(status.finish_spread)} of each other")))
     listed = [f"{count:,} {code}" for code, count in sorted(status.errors.items())]
     if status.errors_without_code:
         listed.append(f"{status.errors_without_code:,} whose code was not read")

@@ -51,6 +51,8 @@ class RunReport:
     resume_command: str
     message: str | None
     warnings: tuple[str, ...]
+    finish_spread: float | None = None
+    """Seconds between the last shards of the first and the last worker."""
 
     @property
     def failed_rows(self) -> int:
@@ -146,7 +148,10 @@ def _counts(report: RunReport) -> Iterator[tuple[str, str, str]]:
     fresh = not report.resumed_rows and report.message is None and report.seconds > 0
     for name, tokens in (("Tokens in", report.input_tokens), ("Tokens out", report.output_tokens)):
         yield name, f"{tokens:,}", f"{short(tokens / report.seconds)} a second" if fresh and tokens else ""
-    yield "Workers", f"{report.workers}", "on the CPU" if report.device == "cpu" else "on GPUs"
+    where = "on the CPU" if report.device == "cpu" else "on GPUs"
+    if report.finish_spread is not None:
+        where += f", finished within {duration(report.finish_spread)} of each other"
+    yield "Workers", f"{report.workers}", where
 
 
 def _errors(report: RunReport) -> Iterator[tuple[str, int, str]]:
