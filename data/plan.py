@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow.compute as pc
 
 from data.encoded import EncodedRows
 from data.errors import RunError
@@ -103,6 +104,19 @@ def restore_prompts(
         prompts = shard_prompts(encoded, np.searchsorted(by_row, members), occurrence[members])
         if write_prompts(run, identity_digest, window.generation, prompts) != shard.id:
             raise RunError("the input or the tokenizer gives other prompts than planned; start again with --fresh")
+
+
+def rows_without_prompt(run: RunFolder, windows: Sequence[Window], most: int) -> dict[str, list[int]]:
+    """Positions of the first rows of each code that were found to have no prompt, at most so many of each."""
+    found: dict[str, list[int]] = {}
+    for window in windows:
+        if not window.errors:
+            continue
+        table = read_table(run, window, ".parquet", ["row", "code"])
+        for code in sorted(window.errors):
+            rows = found.setdefault(code, [])
+            rows += table.filter(pc.equal(table["code"], code))["row"].slice(0, most - len(rows)).to_pylist()
+    return found
 
 
 def read_columns(dataset: Dataset, prompter: Prompter) -> Sequence[str] | None:
