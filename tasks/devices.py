@@ -31,16 +31,17 @@ class Ceilings:
     """False where the device is not in the table and another one's rates stand for its own."""
 
 
-_H100 = Ceilings(2.98e12, 702e12, 1300e12, 1.1e-3)
+# The first name that is part of the device's counts.
 _GPUS = (
-    ("H200", Ceilings(4.2e12, 718e12, 1350e12, 1.1e-3)),
     ("GH200", Ceilings(3.6e12, 702e12, 1300e12, 1.1e-3)),
+    ("H200", Ceilings(4.2e12, 718e12, 1350e12, 1.1e-3)),
     ("B200", Ceilings(7.2e12, 1620e12, 3240e12, 1.1e-3)),
     ("H100 NVL", Ceilings(3.5e12, 600e12, 1100e12, 1.1e-3)),
     ("H100 PCIe", Ceilings(1.8e12, 540e12, 1000e12, 1.1e-3)),
-    ("H100", _H100),
+    ("H100", Ceilings(2.98e12, 702e12, 1300e12, 1.1e-3)),
     ("A100", Ceilings(1.75e12, 225e12, 225e12, 1.3e-3)),
     ("L40S", Ceilings(0.78e12, 260e12, 520e12, 1.3e-3)),
+    ("L40", Ceilings(0.78e12, 130e12, 260e12, 1.3e-3)),
     ("A10", Ceilings(0.54e12, 90e12, 90e12, 1.5e-3)),
     ("L4", Ceilings(0.27e12, 87e12, 174e12, 1.5e-3)),
     ("4090", Ceilings(0.9e12, 119e12, 238e12, 1.2e-3)),
@@ -61,7 +62,7 @@ def device_name(placement: Placement) -> str:
 def ceilings(placement: Placement, name: str) -> Ceilings:
     """The rates of a worker's device."""
     if placement.device == "cuda":
-        return next((found for part, found in _GPUS if part in name), _OTHER_GPU)
+        return gpu_ceilings(name)
     threads = placement.threads
     return Ceilings(
         _CPU_THREAD.copy_bytes * min(threads, 8),  # memory is shared, and a few threads fill its bus
@@ -70,6 +71,11 @@ def ceilings(placement: Placement, name: str) -> Ceilings:
         _CPU_THREAD.step,
         known=False,
     )
+
+
+def gpu_ceilings(name: str) -> Ceilings:
+    """The rates of a GPU, by the name that its driver gives."""
+    return next((found for part, found in _GPUS if part in name), _OTHER_GPU)
 
 
 def _processor() -> str:

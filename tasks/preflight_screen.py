@@ -13,7 +13,7 @@ from rich.text import Text
 
 from data.histogram import edge
 from tasks.figures import duration, numbers, plural, printable, share, short, size
-from tasks.preflight import PlanReport
+from tasks.preflight import Offer, PlanReport
 
 BAR = 20
 _EIGHTHS = " ▏▎▍▌▋▊▉"
@@ -142,16 +142,23 @@ def _times(report: PlanReport) -> Table:
 def _print_end(report: PlanReport, console: Console) -> None:
     """Where the times come from, what to know, and what to do next."""
     console.print(Text.assemble("Device    ", (printable(report.forecaster.device), "cyan")), soft_wrap=True)
-    for offer in report.offers if report.planned.shards else ():
-        name = f" in {offer.precision.name}" if len(report.offers) > 1 else ""
-        style = "" if offer.rates.measured else "yellow"
-        console.print(Text.assemble("Time      ", (offer.rates.source + name, style)), soft_wrap=True)
+    for source, offers in _by_source(report).items():
+        names = f"{' and '.join(offer.precision.name for offer in offers)}: " if len(report.offers) > 1 else ""
+        style = "" if all(offer.rates.measured for offer in offers) else "yellow"
+        console.print(Text.assemble("Time      ", (names + source, style)), soft_wrap=True)
     console.print(Text.assemble("Run       ", (printable(str(report.job.run_path)), "cyan")), soft_wrap=True)
     for warning in report.job.warnings:
         console.print(Text(f"Warning   {printable(warning)}", style="yellow"), soft_wrap=True)
     console.print()
     console.print("To run this plan:", highlight=False)
     console.print(Text(f"  {printable(report.job.command)}", style="bold"), soft_wrap=True)
+
+
+def _by_source(report: PlanReport) -> dict[str, list[Offer]]:
+    found: dict[str, list[Offer]] = {}
+    for offer in report.offers if report.planned.shards else ():
+        found.setdefault(offer.rates.source, []).append(offer)
+    return found
 
 
 def _table(*names: str, left: tuple[int, ...]) -> Table:
