@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from rich.console import Console
+
 from data.plan import plan_windows, rows_without_prompt
 from data.run_folder import RunFolder
 from data.shards import prompts_path
@@ -73,13 +75,16 @@ def plan_report(job: Job, folder: RunFolder, *, published: bool) -> PlanReport:
 
 
 def plan_all(job: Job, folder: RunFolder) -> Iterator[Window]:
-    """Every window of a job, planned now or before."""
-    options = plan_options(job.settings)
-    for window in plan_windows(folder, job.dataset, job.prompter, job.run_id, options):
-        yield window
-        if window.index >= WINDOWS_KEPT:
-            for shard in window.shards:
-                prompts_path(folder, shard.id).unlink(missing_ok=True)
+    """Every window of a job, planned now or before; a terminal shows how far that is."""
+    with Console(stderr=True).status("Planning") as status:
+        options = replace(
+            plan_options(job.settings), on_progress=lambda rows, _bytes: status.update(f"Planning: {rows:,} rows")
+        )
+        for window in plan_windows(folder, job.dataset, job.prompter, job.run_id, options):
+            yield window
+            if window.index >= WINDOWS_KEPT:
+                for shard in window.shards:
+                    prompts_path(folder, shard.id).unlink(missing_ok=True)
 
 
 def check_budget(job: Job, folder: RunFolder) -> None:

@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 
 from data.model_shape import ModelShape
+from engine.bench_settings import BenchSettings
+from engine.workloads import SHAPES
 from tasks.calibration import RUNS_OF_A_SETUP, Calibration, MeasuredRun, Setup, load_calibration, store_calibration
 from tasks.cost import VERSION, Precision
+from tasks.lessons import learn_bench
 
 SHAPE = ModelShape(4, 256, 4, 2, 64, 3_000_000, 800_000)
 SETUP = Setup(
@@ -66,3 +69,16 @@ def test_answers_of_a_job_add_up() -> None:
     outputs = Calibration().with_answers("job", (0, 2, 1), 4).with_answers("job", (1,), 0).jobs["job"].outputs
     assert outputs.counts == (1, 2, 1)
     assert outputs.mean == 1.0
+
+
+def test_the_benchmark_on_a_gpu_is_remembered_for_its_shape() -> None:
+    figures = {"workload": "label:64", "device": "NVIDIA H100", "s": 2.0, "rows_peak": 50}
+    settings = BenchSettings(workloads=("label:64",), model="qwen3-0.6b")
+    for line in ({"median": True}, {"device": "cpu"}):
+        learn_bench(settings, {**figures, **line})
+    assert not load_calibration().runs
+    learn_bench(settings, figures)
+    shape = ModelShape.of(SHAPES["qwen3-0.6b"])
+    (found,) = load_calibration().runs_of(SETUP.model_copy(update={"shape": shape}))
+    assert (found.seconds, found.start) == (2.0, None)
+    assert all(term > 0 for term in found.terms)
