@@ -135,7 +135,7 @@ def _times(report: PlanReport) -> Table:
             if price:
                 cells.append(f"{offer.seconds[count] / 3600 * count * price:,.2f}" if offer.memory.fits else "")
         here = count == report.job.placement.workers
-        table.add_row(str(count), *cells, Text("this machine", "dim") if here else "", style="bold" if here else "")
+        table.add_row(str(count), *cells, Text("here", "dim") if here else "", style="bold" if here else "")
     return table
 
 
