@@ -16,6 +16,7 @@ from tasks.figures import duration, numbers, plural, printable, share, short, si
 from tasks.preflight import Offer, PlanReport
 
 BAR = 20
+_ROWS = "row numbers, from 0"
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 
 
@@ -59,7 +60,7 @@ def _counts(report: PlanReport) -> Iterator[tuple[str, str, str]]:
 def _errors(report: PlanReport) -> Table | None:
     if not report.planned.errors:
         return None
-    table = _table("error", "rows", "row numbers, from 0", left=(0, 2))
+    table = _table("error", "rows", _ROWS, left=(0, 2))
     for code, count in sorted(report.planned.errors.items(), key=lambda entry: (-entry[1], entry[0])):
         table.add_row(Text(code, "yellow"), f"{count:,}", numbers(report.error_rows.get(code, ()), count))
     return table
@@ -101,7 +102,7 @@ def _needs(report: PlanReport) -> Table | None:
     """Memory beside time."""
     if not report.planned.shards:
         return None
-    grid = Table.grid(padding=(0, 4, 0, 0))
+    grid = Table.grid(padding=(0, 2, 0, 0))
     grid.add_row(_memory(report), _times(report))
     return grid
 
@@ -111,7 +112,7 @@ def _memory(report: PlanReport) -> Table:
     at_once = [min(offer.memory.batch, report.planned.prompts.sequences) for offer in report.offers]
     memories = [offer.memory for offer in report.offers]
     table.add_row("weights", *(size(memory.weights) for memory in memories))
-    table.add_row("a step's activations", *(size(memory.step) for memory in memories))
+    table.add_row("a step", *(size(memory.step) for memory in memories))
     if any(memory.sequence for memory in memories):
         table.add_row("KV of a row", *(size(memory.sequence) for memory in memories))
         longest = (Text(size(memory.longest), "" if memory.fits else "bold red") for memory in memories)
@@ -165,5 +166,5 @@ def _table(*names: str, left: tuple[int, ...]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     aligned = {number % len(names) for number in left}
     for number, name in enumerate(names):
-        table.add_column(name, justify="left" if number in aligned else "right", no_wrap=number != len(names) - 1)
+        table.add_column(name, justify="left" if number in aligned else "right", no_wrap=name != _ROWS)
     return table

@@ -16,7 +16,7 @@ from typing import Any
 
 from tasks.meter import Counts, Meter
 from tasks.record import Record
-from tasks.remaining import BY_SEQUENCE, Left, Weights
+from tasks.remaining import Remaining
 from tasks.worker_progress import NOTHING, WorkerProgress, WorkerView
 
 Event = Mapping[str, Any]
@@ -30,7 +30,6 @@ EVIDENCE_SECONDS = 3.0  # a forecast from less than this would jump about
 class _Planned:
     rows: int = 0
     sequences: int = 0
-    tokens: int = 0
     errors: dict[str, int] = field(default_factory=dict)
     final: bool = False
 
@@ -52,8 +51,7 @@ class Progress:
         self._expected_workers = 0
         self._meter: Meter | None = None
         self._ok = self._errors = 0  # committed sequences
-        self._tokens: Counts = (0.0, 0.0)  # theirs, in and out
-        self._weights: Weights = BY_SEQUENCE
+        self._remaining = Remaining()
         self._published: Event | None = None
         self._ended: float | None = None
         self.run_id = self.device = ""
@@ -140,15 +138,13 @@ class Progress:
             if self._meter is None or self._meter.age(self._now()) < EVIDENCE_SECONDS:
                 return None
             recent = self._rates(self._rate_seconds)[0]
-            return self.seconds_for(self._left) if recent > 0 else None
+            flying = [worker.uncommitted for worker in self._workers.values()]
+            left = self._remaining.left(self._plan.sequences, self._sequences_done, flying)
+            return self.seconds_for(left) if recent > 0 else None
 
-    def seconds_for(self, left: Left) -> float | None:
-        """Seconds for what is left at the pace of the last minutes; None where there was none."""
-        pace = self._rates(max(ETA_SECONDS, self._rate_seconds))
-        weighed = self._weights.of(*pace)
-        return (
-            self._weights.of(left.sequences, left.input_tokens, left.output_tokens) / weighed if weighed > 0 else None
-        )
+    def seconds_for(self, left: Counts) -> float | None:
+        """Seconds for sequences with tokens in and out, at the pace of the last minutes; None where there was none."""
+        return self._remaining.seconds(left, self._rates(max(ETA_SECONDS, self._rate_seconds)))
 
     @property
     def elapsed_seconds(self) -> float:
@@ -178,15 +174,6 @@ class Progress:
         return min(
             self._plan.sequences, self._ok + self._errors + sum(worker.in_flight for worker in self._workers.values())
         )
-
-    @property
-    def _left(self) -> Left:
-        """What is not answered yet."""
-        flying = [worker.uncommitted for worker in self._workers.values()]
-        done = [own + sum(part[n] for part in flying) for n, own in ((1, self._tokens[0]), (2, self._tokens[1]))]
-        answered = self._sequences_done
-        left = self._plan.sequences - answered
-        return Left(left, max(0.0, self._plan.tokens - done[0]), left * done[1] / answered if answered else 0.0)
 
     def _scaled(self, sequences: int) -> int:
         if not self._plan.sequences:
@@ -224,8 +211,7 @@ class Progress:
         plan = self._plan
         plan.rows += event["rows"]
         plan.sequences += event["sequences"]
-        plan.tokens += event.get("sequence_tokens", 0)
-        self._weights = Weights.read(event)
+        self._remaining.plan(event)
         plan.final = plan.final or event["last"]
         for code, count in event["errors"].items():
             plan.errors[code] = plan.errors.get(code, 0) + count
@@ -237,7 +223,7 @@ class Progress:
         self.resumed_rows += event["rows"]
         self._ok += event["ok"]
         self._errors += event["errors"]
-        self._count_tokens(event)
+        self._remaining.commit(event)
 
     def _on_started(self, event: Event) -> None:
         self._worker(event).start(self._clock())
@@ -254,13 +240,9 @@ class Progress:
     def _on_done(self, event: Event) -> None:
         self._ok += event["ok"]
         self._errors += event["errors"]
-        self._count_tokens(event)
+        self._remaining.commit(event)
         shard = (event["rows"], event["input_tokens"], event["output_tokens"])
         self._grow(self._worker(event).commit(self._clock(), shard, event["errors"]))
-
-    def _count_tokens(self, event: Event) -> None:
-        done = (event.get("input_tokens", 0), event.get("output_tokens", 0))
-        self._tokens = tuple(old + more for old, more in zip(self._tokens, done, strict=True))
 
     def _on_died(self, event: Event) -> None:
         self._worker(event).die(self._clock())

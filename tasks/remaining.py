@@ -1,44 +1,51 @@
 """What is left of a run, and what that weighs: a row with a long prompt or answer takes longer than others.
 
 Tokens in and out are weighed by what the cost model says that each of them takes; how fast the weights go down is
-measured. Where the model said nothing, as in events of an older program, every sequence weighs the same.
+measured, and how long answers get is told by those that there are. Where the model said nothing, as in events of an
+older program, every sequence weighs the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-
-@dataclass(frozen=True, slots=True)
-class Left:
-    """What is not answered yet; tokens out are judged by the answers so far."""
-
-    sequences: float
-    input_tokens: float
-    output_tokens: float
+from tasks.meter import Counts
 
 
-@dataclass(frozen=True, slots=True)
-class Weights:
-    """What a sequence, a token of a prompt and one of an answer weigh."""
+class Remaining:
+    """Adds up what was planned and committed; amounts are (sequences, tokens in, tokens out)."""
 
-    sequence: float
-    input_token: float
-    output_token: float
+    def __init__(self) -> None:
+        self._weights: Counts = (1.0, 0.0, 0.0)
+        self._planned = 0.0
+        self._input = self._output = 0.0
 
-    @classmethod
-    def read(cls, planned: Mapping[str, Any]) -> Weights:
-        """The weights that the event `planned` gives."""
-        if "token_seconds" not in planned:
-            return BY_SEQUENCE
-        of_input, of_output = planned["token_seconds"]
-        return cls(0.0, float(of_input), float(of_output))
+    def plan(self, event: Mapping[str, Any]) -> None:
+        """A window with these prompts was planned."""
+        self._planned += event.get("sequence_tokens", 0)
+        if "token_seconds" in event:
+            self._weights = (0.0, *map(float, event["token_seconds"]))
 
-    def of(self, sequences: float, input_tokens: float, output_tokens: float) -> float:
-        """What these weigh together."""
-        return sequences * self.sequence + input_tokens * self.input_token + output_tokens * self.output_token
+    def commit(self, event: Mapping[str, Any]) -> None:
+        """Answers with these tokens were committed."""
+        self._input += event.get("input_tokens", 0)
+        self._output += event.get("output_tokens", 0)
 
+    def left(self, planned: int, answered: int, flying: Iterable[Counts]) -> Counts:
+        """What is not answered yet.
 
-BY_SEQUENCE = Weights(1.0, 0.0, 0.0)
+        Args:
+            planned: sequences in all.
+            answered: those that are answered, committed or not.
+            flying: what each worker has answered and not committed.
+        """
+        _, more_in, more_out = (sum(amounts) for amounts in zip((0.0, 0.0, 0.0), *flying, strict=True))
+        left = planned - answered
+        mean = (self._output + more_out) / answered if answered else 0.0
+        return float(left), max(0.0, self._planned - self._input - more_in), left * mean
+
+    def seconds(self, left: Counts, pace: Counts) -> float | None:
+        """Seconds for what is left where a second brings `pace`; None where that is nothing."""
+        weight, speed = (sum(w * n for w, n in zip(self._weights, amounts, strict=True)) for amounts in (left, pace))
+        return weight / speed if speed > 0 else None

@@ -22,7 +22,6 @@ from data.target import Target
 from data.window import Window, load_window
 from tasks.progress import Progress
 from tasks.recorded_events import event_time, read_events, replay
-from tasks.remaining import Left
 from tasks.status_screen import print_status
 from tasks.worker_progress import WorkerView
 
@@ -150,7 +149,7 @@ def _pace(progress: Progress, windows: list[Window], commits: list[Commit]) -> t
     rows = sum(window.rows - sum(window.errors.values()) for window in windows)
     rate = progress.sequence_rate
     row_rate = rate * rows / sequences if sequences else 0.0
-    forecast = progress.seconds_for(Left(left, sum(shard.input_tokens for shard in waiting), left * mean))
+    forecast = progress.seconds_for((left, sum(shard.input_tokens for shard in waiting), left * mean))
     eta = forecast if rate > 0 and windows and windows[-1].last else None
     return row_rate, progress.output_rate, eta
 
