@@ -25,8 +25,8 @@ from tasks.job import Job
 from tasks.work import Outputs, Prompts, work_of
 
 # Until a run has shown it: the imports of a worker, and the rate at which weights come from a disk.
-_START_SECONDS = 14.0
-_LOAD_BYTES = 1.5e9
+_START_SECONDS = 7.0
+_LOAD_BYTES = 2e9
 _FINISH_SECONDS = 0.5
 _ROW_SECONDS = 1e-5  # of assembling the result
 
