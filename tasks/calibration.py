@@ -56,7 +56,7 @@ class MeasuredRun(BaseModel):
     start: float | None = None
     """Seconds from the start until workers computed; None where nobody measured that, as for the two below."""
     finish: float | None = None
-    """Seconds from the last answer to the end."""
+    """Seconds of publishing."""
 
 
 class Answers(BaseModel):

@@ -33,7 +33,7 @@ _READ_FP8 = 0.78
 _ATTENTION = 0.31
 _STEP_LAYERS = 28
 # How much a factor may differ from the common one: small, because runs that are alike tell terms apart badly.
-_STIFFNESS = 0.1
+_STIFFNESS = 0.03
 _LEAST, _MOST = 0.1, 10.0
 
 _ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -103,18 +103,25 @@ def terms(work: Work, shape: ModelShape, precision: Precision, rates: Ceilings) 
     )
 
 
-def fit(runs: Sequence[tuple[Terms, float]]) -> Terms:
-    """Factors of the terms that give, as nearly as may be, what the runs took.
+def fit(runs: Sequence[tuple[Terms, float]], trusted: float = 0.0) -> Terms:
+    """Factors of the terms that give, as nearly as may be, what the runs took; a longer run counts for more.
 
     Args:
         runs: of each, its terms and the seconds measured; one at least.
+        trusted: the arithmetic counts as a run of so many seconds, so that a short run, which is mostly warming up,
+            does not decide alone.
     """
     computed, measured = np.array([run for run, _ in runs]), np.array([seconds for _, seconds in runs])
-    common = float(np.exp(np.log(measured / computed.sum(axis=1)).mean()))
-    # Ridge regression of the relative errors: min |A(1 + d) - 1|^2 + stiffness |d|^2.
+    if trusted:
+        usual = computed.sum(axis=0) / computed.sum()
+        computed, measured = np.vstack([computed, trusted * usual]), np.append(measured, trusted)
+    weights = measured / measured.sum()
+    common = float(np.exp((weights * np.log(measured / computed.sum(axis=1))).sum()))
+    # Ridge regression of the relative errors: min w |A(1 + d) - 1|^2 + stiffness |d|^2.
     relative = computed * common / measured[:, None]
-    rows = np.vstack([relative, np.sqrt(_STIFFNESS) * np.eye(relative.shape[1])])
-    wanted = np.concatenate([1 - relative.sum(axis=1), np.zeros(relative.shape[1])])
+    scale = np.sqrt(weights)
+    rows = np.vstack([relative * scale[:, None], np.sqrt(_STIFFNESS) * np.eye(relative.shape[1])])
+    wanted = np.concatenate([(1 - relative.sum(axis=1)) * scale, np.zeros(relative.shape[1])])
     off = np.linalg.lstsq(rows, wanted, rcond=None)[0]
     first, second, third, fourth = (common * np.clip(1 + off, _LEAST, _MOST)).tolist()
     return first, second, third, fourth

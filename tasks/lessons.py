@@ -48,7 +48,7 @@ def learn(run: OpenRun) -> None:
             terms=forecaster.terms(planned, forecaster.precision, len(spans), outputs),
             seconds=sum(finished - began for began, finished in spans),
             start=sum(began for began, _ in spans) / len(spans) - run.started,
-            finish=time.monotonic() - max(finished for _, finished in spans),
+            finish=None if record.publishing is None else time.monotonic() - record.publishing,
         )
         calibration = calibration.with_run(measured)
     store_calibration(calibration)

@@ -24,6 +24,8 @@ class Record:
         self._ready: dict[int, float] = {}
         self._finished: dict[int, float] = {}
         self.deaths = 0
+        self.publishing: float | None = None
+        """When the result began to be assembled: later than the last commit where Prefect was not ready yet."""
         self.lengths: tuple[int, ...] = ()
         """How many answers have what length, in the bins of `data.histogram`."""
         self.tokens = 0
@@ -36,6 +38,8 @@ class Record:
             self._planned = now
         elif kind == "ready":
             self._ready.setdefault(int(event["worker"]), now)
+        elif kind == "publishing":
+            self.publishing = now
         elif kind == "died":
             self.deaths += 1
         elif kind == "done":

@@ -83,3 +83,10 @@ def test_runs_that_differ_tell_the_terms_apart() -> None:
     assert factors[1] < 1.0
     for run in runs:
         assert seconds_of(run, factors) == pytest.approx(seconds_of(run, truth), rel=0.1)
+
+
+def test_a_short_run_does_not_outweigh_the_arithmetic_where_that_is_trusted() -> None:
+    computed: Terms = (2.0, 1.0, 0.5, 0.5)
+    assert 1.0 < seconds_of(computed, fit([(computed, 6.0)], trusted=10.0)) / 4 < 1.25
+    long: Terms = (200.0, 100.0, 50.0, 50.0)
+    assert seconds_of(long, fit([(computed, 6.0), (long, 480.0)], trusted=10.0)) == pytest.approx(480, rel=0.01)
