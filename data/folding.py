@@ -23,6 +23,10 @@ MAX_BANDS = 16
 MIN_SHARDS = 16
 MIN_SEQUENCES = 16
 MAX_SEQUENCES = 8192
+TAIL_SHARE = 10
+"""One part in this many of the work is cut into smaller shards."""
+TAIL_SEQUENCES = 64
+"""Fewer than this would leave a device's batch empty, which costs more than workers that wait for the last one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,28 +90,43 @@ def bands(priorities: npt.NDArray[np.float64]) -> list[Integers]:
 
 
 def cut(cost: Integers, shard_cost: int, least: int = MIN_SHARDS) -> list[tuple[int, int]]:
-    """Cut sequences, in their order, into shards of about equal cost: half-open ranges that cover all of them.
+    """Cut sequences, in their order, into shards: half-open ranges that cover all of them.
 
-    At least `least` shards where there are sequences enough, and `MIN_SEQUENCES` to `MAX_SEQUENCES` in each (fewer
-    only if there are fewer in all).
+    Shards cost about the same, but those of the last tenth of the work are smaller, so that workers that take one after
+    another finish together. At least `least` shards where there are sequences enough, and `MIN_SEQUENCES` to
+    `MAX_SEQUENCES` in each (fewer only if there are fewer in all).
     """
     count = len(cost)
     if not count:
         return []
     total = np.cumsum(cost)
     wanted = max(-(-int(total[-1]) // max(shard_cost, 1)), least)
-    shards = max(min(wanted, count // MIN_SEQUENCES), -(-count // MAX_SEQUENCES), 1)
+    equal = max(min(wanted, count // MIN_SEQUENCES), -(-count // MAX_SEQUENCES), 1)
+    ends = _ends(equal, count / equal)
     ranges = []
     start = 0
-    for number in range(1, shards + 1):
-        left = shards - number
-        stop = int(np.searchsorted(total, total[-1] * number / shards)) + 1
+    for number, end in enumerate(ends, 1):
+        left = len(ends) - number
+        stop = int(np.searchsorted(total, total[-1] * end)) + 1
         low = max(start + min(MIN_SEQUENCES, count), count - left * MAX_SEQUENCES)
         high = min(start + MAX_SEQUENCES, count - left * MIN_SEQUENCES)
         stop = count if not left else max(min(stop, high), low)
         ranges.append((start, stop))
         start = stop
     return ranges
+
+
+def _ends(equal: int, sequences: float) -> list[float]:
+    """Where shards end, as shares of the work, if it would be cut into `equal` ones with `sequences` each.
+
+    The last tenth is cut into halves of such a shard and then quarters, where these still fill a batch.
+    """
+    last = -(-equal // TAIL_SHARE)
+    if equal < MIN_SHARDS or sequences < 4 * TAIL_SEQUENCES:
+        return [number / equal for number in range(1, equal + 1)]
+    sizes = np.repeat([1.0, 0.5, 0.25], [equal - last, last, 2 * last])
+    ends = (np.cumsum(sizes) / equal).tolist()
+    return [*ends[:-1], 1.0]
 
 
 def _splitmix(count: int) -> Hashes:

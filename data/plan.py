@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow.compute as pc
 
 from data.cached_shards import commit_cached
 from data.encoded import EncodedRows
 from data.errors import RunError
 from data.folding import Integers
+from data.histogram import count_lengths
 from data.json_types import JsonTypes
 from data.ledger import Ledger
 from data.placement import Placement, place
@@ -27,6 +29,7 @@ from data.rows import BadRow, Record
 from data.run_folder import RunFolder
 from data.sharding import PlanOptions, shard_prompts
 from data.shards import Shard, prompts_path, write_prompts
+from data.shared_prefixes import shared_tokens
 from data.window import Window, load_window, read_table, save_window
 
 if TYPE_CHECKING:
@@ -109,6 +112,19 @@ def restore_prompts(
             raise RunError("the input or the tokenizer gives other prompts than planned; start again with --fresh")
 
 
+def rows_without_prompt(run: RunFolder, windows: Sequence[Window], most: int) -> dict[str, list[int]]:
+    """Positions of the first rows of each code that were found to have no prompt, at most so many of each."""
+    found: dict[str, list[int]] = {}
+    for window in windows:
+        if not window.errors:
+            continue
+        table = read_table(run, window, ".parquet", ["row", "code"])
+        for code in sorted(window.errors):
+            rows = found.setdefault(code, [])
+            rows += table.filter(pc.equal(table["code"], code))["row"].slice(0, most - len(rows)).to_pylist()
+    return found
+
+
 def read_columns(dataset: Dataset, prompter: Prompter, priority: Priority | None = None) -> Sequence[str] | None:
     """What the plan reads: of JSONL all columns, to know their types; of Parquet those that prompt and order need."""
     if dataset.columns is None:
@@ -171,26 +187,32 @@ def _plan(
     last = stream.exhausted
     encoded.seal()
     placement = place(run, identity_digest, encoded, options, earlier, next_shard, priorities)
+    shared = [0] * len(placement.cached)
     for members in placement.sharding.members[len(placement.cached) :]:
         rows, occurrences = placement.sequences.rows[members], placement.sequences.occurrences[members]
-        write_prompts(run, identity_digest, 0, shard_prompts(encoded, rows, occurrences))
+        prompts = shard_prompts(encoded, rows, occurrences)
+        write_prompts(run, identity_digest, 0, prompts)
+        shared.append(shared_tokens(prompts.ids))
         if options.on_progress is not None:
             options.on_progress(first_row + encoded.rows, stream.bytes_read)
+    lengths = encoded.lengths[encoded.answerable]
     window = Window(
         index=len(earlier),
         generation=0,
         first_row=first_row,
         rows=encoded.rows,
-        shards=_with_rows(placement),
+        shards=_completed(placement, shared),
         errors=_count(encoded),
         folded=len(encoded.answerable) - len(placement.sequences.rows),
-        input_tokens=int(encoded.lengths[encoded.answerable].sum()),
+        input_tokens=int(lengths.sum()),
         last=last,
         bytes_read=stream.bytes_read,
         json_types=types.to_json() if types is not None else None,
         digests={},
         cached=placement.cached,
         priority=options.priority.text if options.priority is not None else None,
+        lengths=count_lengths(lengths),
+        longest=int(lengths.max(initial=0)),
     )
     return save_window(run, window, {".parquet": placement.table(first_row, encoded), ".keys.parquet": placement.keys})
 
@@ -222,13 +244,16 @@ def _encode(encoded: EncodedRows, prompter: Prompter, records: Sequence[Record |
         encoded.append(prompts.ids, prompts.scored_from, prompts.errors)
 
 
-def _with_rows(placement: Placement) -> tuple[Shard, ...]:
-    """The shards with the number of this window's rows that each answers."""
+def _completed(placement: Placement, shared: Sequence[int]) -> tuple[Shard, ...]:
+    """The shards with the number of this window's rows that each answers, and their shared tokens."""
     shards = placement.sharding.shards
     if not shards:
         return ()
     counts = np.bincount(np.maximum(placement.shard - shards[0].index, -1) + 1, minlength=len(shards) + 1)[1:]
-    return tuple(replace(shard, rows=int(count)) for shard, count in zip(shards, counts, strict=True))
+    return tuple(
+        replace(shard, rows=int(count), shared_tokens=tokens)
+        for shard, count, tokens in zip(shards, counts, shared, strict=True)
+    )
 
 
 def _count(encoded: EncodedRows) -> dict[str, int]:

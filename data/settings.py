@@ -50,7 +50,10 @@ class JobSettings(Section):
         None, alias="schema", description="A JSON schema that every answer follows."
     )
     column: str | None = Field(None, description="The text column that embed and score read.")
-    budget: str | None = Field(None, description="Refuse a job above this many rows, tokens, hours or this much money.")
+    budget: str | None = Field(
+        None,
+        description="Refuse a job predicted to be more than this: 100_000 rows, 5M tokens, 2h, or a price like 50 EUR.",
+    )
 
     expected: str | None = Field(
         None, description="A column with the right answers; the report then gives the accuracy."

@@ -39,6 +39,8 @@ class Shard:
     input_tokens: int
     output_tokens_limit: int
     cost: float
+    shared_tokens: int = 0
+    """Input tokens that another sequence of the shard begins with too, and that are computed once."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

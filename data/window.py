@@ -69,6 +69,10 @@ class Window:
     """The commits of shards that the cache answered; their results were stored before the window existed."""
     priority: str | None = None
     """The expression by which its shards are ordered."""
+    lengths: tuple[int, ...] = ()
+    """How many rows have a prompt of what length: the bins of `data.histogram`."""
+    longest: int = 0
+    """Tokens of the longest prompt."""
 
     @property
     def name(self) -> str:
@@ -96,7 +100,8 @@ def load_window(run: RunFolder, name: str) -> Window | None:
         fields = json.loads(path.read_bytes())
         shards = tuple(Shard.from_json(shard) for shard in fields["shards"])
         cached = tuple(Commit(**commit) for commit in fields.get("cached", ()))
-        return Window(**{**fields, "shards": shards, "cached": cached})
+        lengths = tuple(fields.get("lengths", ()))
+        return Window(**{**fields, "shards": shards, "cached": cached, "lengths": lengths})
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, KeyError) as error:

@@ -11,6 +11,7 @@ from prefect.artifacts import create_table_artifact
 
 from engine.bench_process import bench_in_child
 from engine.bench_settings import BenchSettings
+from tasks.lessons import learn_bench
 
 
 @flow(name="bench", persist_result=False)
@@ -19,6 +20,7 @@ def bench(settings: BenchSettings = BenchSettings()) -> list[dict[str, Any]]:  #
     lines = []
     for figures in bench_in_child(settings, lambda text: print(text, file=sys.stderr, flush=True)):
         print(json.dumps(figures), flush=True)
+        learn_bench(settings, figures)
         lines.append(figures)
     create_table_artifact(lines, key="bench", description=f"Throughput of {settings.model}, {settings.quant}")
     return lines

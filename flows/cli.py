@@ -91,6 +91,36 @@ def infer(
     raise typer.Exit({"completed": 0, "partial": 3}.get(report.state, 1))
 
 
+@app.command(cls=SettingsHelp)
+def plan(
+    input_path: Input = None,
+    output_path: Output = None,
+    model: Model = None,
+    limit: Limit = None,
+    config: Config = None,
+    sets: Sets = None,
+    run_dir: RunDir = None,
+    fresh: Fresh = False,
+    retry_errors: Retry = False,
+) -> None:
+    """Check and plan a job without running it, and predict its tokens, memory, time and cost. infer uses the plan."""
+    from rich.console import Console
+
+    from tasks.job import RunOptions, prepare
+    from tasks.preflight import plan_report, refuse_over_budget
+    from tasks.preflight_screen import print_plan
+    from tasks.run import locked_places
+
+    with _exit_status():
+        settings = _settings(config, sets, input_path, output_path, model, limit)
+        options = RunOptions(run_dir, fresh, retry_errors)
+        job = prepare(settings, options, datetime.now(), _resume_command())
+        with locked_places(job) as (folder, finished):
+            report = plan_report(job, folder, published=finished is not None)
+        print_plan(report, Console())
+        refuse_over_budget(job, report.planned, report.forecaster)
+
+
 @app.command()
 def status(
     run: Annotated[Path | None, typer.Argument(help="A run's folder; the newest one below here if not given.")] = None,
@@ -331,4 +361,4 @@ def _settings(
 
 def _resume_command() -> str:
     program = "overnight" if shutil.which("overnight") else sys.argv[0]
-    return shlex.join([program, *(word for word in sys.argv[1:] if word != "--fresh")])
+    return shlex.join([program, "infer", *(word for word in sys.argv[2:] if word != "--fresh")])

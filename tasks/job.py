@@ -26,6 +26,7 @@ from data.prompts import Prompter
 from data.results import result_schema
 from data.run_folder import RunFolder, run_id
 from data.settings import OutputSettings
+from tasks.budget import budget_of
 from tasks.cache import check_cache, job_answers
 from tasks.moment import moment_of
 from tasks.placement import Placement, place, resolve
@@ -213,6 +214,7 @@ def _check_sections(settings: Settings) -> None:
     problem = settings.job.problem()
     if problem:
         raise InputError(problem)
+    budget_of(settings)
     if "://" in settings.output.path:
         raise InputError(f"output.path {settings.output.path}: object stores are not supported as an output yet")
 

@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 from data.manifest import Manifest
 from data.outcomes import DEADLINE
 from data.output import ERROR_TYPE
+from data.plan import rows_without_prompt
 from data.target import Target
-from data.window import read_table
 from tasks.hits import Hits
 from tasks.job import Job
 from tasks.run import OpenRun
@@ -102,7 +102,7 @@ def failed_report(run: OpenRun, message: str, state: str = "failed") -> RunRepor
         rows=sum(window.rows for window in run.windows),
         ok=ok,
         errors=planned,
-        error_rows=rows_without_prompt(run),
+        error_rows=rows_without_prompt(run.folder, run.windows, ROWS_SHOWN),
         input_tokens=sum(commit.tokens["input"] for commit in commits.values()),
         output_tokens=sum(commit.tokens["output"] for commit in commits.values()),
         seconds=time.monotonic() - run.started,
@@ -133,19 +133,6 @@ def error_rows(target: Target, manifest: Manifest) -> dict[str, list[int]]:
                 if len(rows) < ROWS_SHOWN:
                     rows.append(first + position)
         first += len(batch)
-    return found
-
-
-def rows_without_prompt(run: OpenRun) -> dict[str, list[int]]:
-    """Positions of the first ten rows of each code that the plan found to have no prompt."""
-    found: dict[str, list[int]] = {}
-    for window in run.windows:
-        if not window.errors:
-            continue
-        table = read_table(run.folder, window, ".parquet", ["row", "code"])
-        for code in sorted(window.errors):
-            rows = found.setdefault(code, [])
-            rows += table.filter(pc.equal(table["code"], code))["row"].slice(0, ROWS_SHOWN - len(rows)).to_pylist()
     return found
 
 

@@ -101,12 +101,12 @@ def resolve(settings: Settings, placement: Placement) -> Settings:
     )
     quantization = settings.model.quantization
     if quantization == "awq":
-        quantization = "awq-fp8" if all(map(_has_fp8, placement.gpus)) else "awq-dtype"
+        quantization = "awq-fp8" if all(map(has_fp8, placement.gpus)) else "awq-dtype"
     model = settings.model.model_copy(update={"quantization": quantization})
     return settings.model_copy(update={"engine": engine, "model": model})
 
 
-def _has_fp8(visible: str) -> bool:
+def has_fp8(visible: str) -> bool:
     """Whether a GPU multiplies 8-bit floats. InputError where the driver does not know it by this name."""
     pynvml.nvmlInit()
     try:

@@ -25,6 +25,7 @@ from data.window import Window
 from tasks.deadline import Deadline, OutOfTime
 from tasks.events import EventLog
 from tasks.figures import plural
+from tasks.forecast import Forecaster, Planned
 from tasks.job import Job
 from tasks.settings import Settings
 
@@ -106,7 +107,7 @@ class Planner:
         self.windows.append(window)
         if self._deadline is not None:
             self._deadline.rows = self._rows_expected(sum(past.rows for past in self.windows), window.bytes_read)
-        self._events.tell(_planned(window))
+        self._events.tell({**_planned(window), "token_seconds": self._token_seconds(window)})
         self._tell_finished(window)
         self._tell_mixed(window)
         self._tell_order(window)
@@ -124,6 +125,10 @@ class Planner:
         limit = self._job.settings.input.limit
         expected = max(rows, rows * self._job.dataset.size // bytes_read)
         return expected if limit is None else min(expected, limit)
+
+    def _token_seconds(self, window: Window) -> tuple[float, float]:
+        """What a token in and one out weigh in the time that is left."""
+        return Forecaster(self._job).token_seconds(Planned.of([window]))
 
     def _tell_mixed(self, window: Window) -> None:
         """JSON columns without one type are published as JSON text, which a reader should hear of."""
@@ -167,6 +172,8 @@ class Planner:
                         "rows": sum(shard.rows for shard, _ in finished),
                         "ok": sum(commit.ok for _, commit in finished),
                         "errors": sum(commit.errors for _, commit in finished),
+                        "input_tokens": sum(commit.tokens["input"] for _, commit in finished),
+                        "output_tokens": sum(commit.tokens["output"] for _, commit in finished),
                     }
                 )
 
@@ -190,5 +197,6 @@ def _planned(window: Window) -> dict[str, Any]:
         "errors": dict(window.errors),
         "folded": window.folded,
         "input_tokens": window.input_tokens,
+        "sequence_tokens": sum(shard.input_tokens for shard in window.shards),
         "last": window.last,
     }

@@ -2,7 +2,8 @@
 
 The plan counts rows; the workers count sequences, of which one may answer several equal rows. Rows done are therefore
 scaled from the share of sequences that are done, and are exact once all are. Work of a worker that died counts until it
-died and then only as far as it was committed. Nothing here prints, waits or touches a file.
+died and then only as far as it was committed. What is left is judged by tokens (tasks.remaining). Nothing here prints,
+waits or touches a file.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from tasks.forecast import against_deadline
 from tasks.meter import Counts, Meter
+from tasks.outlook import against_deadline
+from tasks.record import Record
+from tasks.remaining import Remaining
 from tasks.worker_progress import NOTHING, WorkerProgress, WorkerView
 
 Event = Mapping[str, Any]
@@ -50,12 +53,14 @@ class Progress:
         self._expected_workers = 0
         self._meter: Meter | None = None
         self._ok = self._errors = 0  # committed sequences
+        self._remaining = Remaining()
         self._published: Event | None = None
         self._ended: float | None = None
         self.run_id = self.device = ""
         self.resumed_rows = 0
         self.deadline: datetime | None = None
         self.state = "planning"
+        self.record = Record(clock)
         self._listeners: list[Callable[[Event], None]] = []
 
     def listen(self, listener: Callable[[Event], None]) -> None:
@@ -65,9 +70,10 @@ class Progress:
     def tell(self, event: Event) -> None:
         """Take one event into account; kinds that say nothing of progress are only passed on."""
         take = getattr(self, f"_on_{event['event']}", None)
-        if take is not None:
-            with self._lock:
+        with self._lock:
+            if take is not None:
                 take(event)
+            self.record.tell(event)
         for listener in self._listeners:
             listener(event)
 
@@ -128,16 +134,20 @@ class Progress:
     def eta_seconds(self) -> float | None:
         """Seconds until every row is answered at the pace of the last minutes; None while that cannot be said."""
         with self._lock:
-            left = self._plan.sequences - self._sequences_done
             if not self._plan.final or self.state in ("publishing", "published") or self._ended is not None:
                 return None
-            if left <= 0:
+            if self._sequences_done >= self._plan.sequences:
                 return 0.0
             if self._meter is None or self._meter.age(self._now()) < EVIDENCE_SECONDS:
                 return None
-            pace = self._rates(max(ETA_SECONDS, self._rate_seconds))[0]
             recent = self._rates(self._rate_seconds)[0]
-            return left / pace if pace > 0 and recent > 0 else None
+            flying = [worker.uncommitted for worker in self._workers.values()]
+            left = self._remaining.left(self._plan.sequences, self._sequences_done, flying)
+            return self.seconds_for(left) if recent > 0 else None
+
+    def seconds_for(self, left: Counts) -> float | None:
+        """Seconds for sequences with tokens in and out, at the pace of the last minutes; None where there was none."""
+        return self._remaining.seconds(left, self._rates(max(ETA_SECONDS, self._rate_seconds)))
 
     @property
     def outlook(self) -> str | None:
@@ -213,6 +223,7 @@ class Progress:
         plan = self._plan
         plan.rows += event["rows"]
         plan.sequences += event["sequences"]
+        self._remaining.plan(event)
         plan.final = plan.final or event["last"]
         for code, count in event["errors"].items():
             plan.errors[code] = plan.errors.get(code, 0) + count
@@ -224,6 +235,7 @@ class Progress:
         self.resumed_rows += event["rows"]
         self._ok += event["ok"]
         self._errors += event["errors"]
+        self._remaining.commit(event)
 
     def _on_cached(self, event: Event) -> None:
         self._ok += event["ok"]
@@ -243,6 +255,7 @@ class Progress:
     def _on_done(self, event: Event) -> None:
         self._ok += event["ok"]
         self._errors += event["errors"]
+        self._remaining.commit(event)
         shard = (event["rows"], event["input_tokens"], event["output_tokens"])
         self._grow(self._worker(event).commit(self._clock(), shard, event["errors"]))
 

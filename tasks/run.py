@@ -30,6 +30,7 @@ from tasks.hits import Hits, count_hits
 from tasks.job import Job, cached_answers, remember_afresh, remember_day
 from tasks.planner import Planner, plan_options
 from tasks.pool import Event, WorkerPool
+from tasks.preflight import check_budget
 from tasks.progress import Progress
 from tasks.rehearsal import Rehearsal
 from tasks.worker import WorkerOrder, order_message
@@ -145,29 +146,14 @@ def opened(job: Job) -> Iterator[OpenRun]:
     """Lock the run and its output, start the workers, and end them however the block ends.
 
     Raises:
-        InputError: the run folder belongs to another run, or the output cannot be written there.
+        InputError: the run folder belongs to another run, the output cannot be written there, or the job is over its
+            budget.
         Held: another driver has the run or the output.
     """
     started = time.monotonic()
-    with ExitStack() as stack:
-        again = job.options.fresh and (job.run_path / "run.json").exists()
-        if again:
-            set_aside(job.run_path)
-        folder = RunFolder.create(job.run_path, job.identity)
-        if again:
-            remember_afresh(folder)
-        stack.enter_context(folder.lock())
-        preflight(folder, job.output_path)
-        stack.enter_context(Target.at(job.output.path).lock())
-        folder.sweep()
-        remember_day(job, folder)
-        before = prepare_output(folder, job.output, fresh=job.options.fresh)
-        finished = before if before and before.complete and not job.options.retry_errors else None
-        if finished is None and published_elsewhere(folder, job.output):
-            raise InputError(
-                f"run {folder.id} is published already, and not at {job.output_path}: copy that result, or compute it"
-                " again with --fresh or in another --run-dir"
-            )
+    with locked_places(job) as (folder, finished), ExitStack() as stack:
+        if finished is None:
+            check_budget(job, folder)
         progress = Progress()
         events = EventLog(folder.events, progress.tell)
         stack.callback(events.close)
@@ -176,6 +162,35 @@ def opened(job: Job) -> Iterator[OpenRun]:
             stack.enter_context(Display(progress))
             stack.enter_context(_at_work(run))
         yield run
+
+
+@contextmanager
+def locked_places(job: Job) -> Iterator[tuple[RunFolder, Manifest | None]]:
+    """Lock the run and its output, and look at what is there: the folder, and the result of this very run if complete.
+
+    Raises:
+        InputError: the run folder belongs to another run, or the output cannot be written there.
+        Held: another driver has the run or the output.
+    """
+    again = job.options.fresh and (job.run_path / "run.json").exists()
+    if again:
+        set_aside(job.run_path)
+    folder = RunFolder.create(job.run_path, job.identity)
+    if again:
+        remember_afresh(folder)
+    with folder.lock():
+        preflight(folder, job.output_path)
+        with Target.at(job.output.path).lock():
+            folder.sweep()
+            remember_day(job, folder)
+            before = prepare_output(folder, job.output, fresh=job.options.fresh)
+            finished = before if before and before.complete and not job.options.retry_errors else None
+            if finished is None and published_elsewhere(folder, job.output):
+                raise InputError(
+                    f"run {folder.id} is published already, and not at {job.output_path}: copy that result, or compute"
+                    " it again with --fresh or in another --run-dir"
+                )
+            yield folder, finished
 
 
 @contextmanager

@@ -25,7 +25,7 @@ class WorkersSettings(Section):
     backend: Literal["local", "ray"] = Field("local", description="Processes of this machine, or Ray actors.")
     retries: int = Field(3, ge=0, description="How often the shards of a dead worker are tried again.")
     stall_timeout: float = Field(600.0, gt=0, description="Seconds without progress after which a worker is replaced.")
-    hourly_price: float = Field(0.0, ge=0, description="Price of one device for an hour, for estimates.")
+    hourly_price: float = Field(0.0, ge=0, description="Price of one device for an hour, for estimates and job.budget.")
 
 
 class CacheSettings(Section):
@@ -72,12 +72,10 @@ class Settings(Section):
 # Names that are part of the contract while what they switch is not built: accepted at their default alone.
 NOT_BUILT = (
     "job.schema",
-    "job.budget",
     "model.adapter",
     "engine.gradient_checkpointing",
     "workers.tp_degree",
     "workers.backend",
-    "workers.hourly_price",
 )
 
 

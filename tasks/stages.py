@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from concurrent.futures import wait
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any, cast
 
@@ -28,6 +29,7 @@ from data.shards import Shard
 from data.window import Window
 from tasks.deadline import OutOfTime
 from tasks.job import results_of
+from tasks.lessons import learn
 from tasks.outcome import manifest_fields, partial_message, published_report
 from tasks.planner import Planner, plan_options
 from tasks.pool import Interrupted, WorkerDied
@@ -139,7 +141,8 @@ def publish_result(run: OpenRun) -> RunReport:
         }
     )
     seconds = time.monotonic() - run.started
-    return published_report(
+    learn(run)
+    report = published_report(
         job,
         manifest,
         seconds=seconds,
@@ -147,6 +150,7 @@ def publish_result(run: OpenRun) -> RunReport:
         resumed_rows=run.resumed_rows,
         hits=run.hits,
     )
+    return replace(report, finish_spread=run.progress.record.finish_spread)
 
 
 def final_state(report: RunReport) -> RunReport | State[RunReport]:

@@ -20,8 +20,8 @@ from data.run_folder import RunFolder
 from data.shards import Shard
 from data.target import Target
 from data.window import Window, load_window
-from tasks.forecast import against_deadline
 from tasks.hits import Hits, count_hits
+from tasks.outlook import against_deadline
 from tasks.progress import Progress
 from tasks.recorded_events import event_time, read_events, replay
 from tasks.status_screen import print_status
@@ -61,6 +61,8 @@ class Status:
     output: str | None
     hits: Hits
     others: tuple[str, ...] = field(default=())
+    finish_spread: float | None = None
+    """Seconds between the last shards of the first and the last worker, once nothing is left."""
 
 
 def run_status(folder: Path | None) -> Status:
@@ -86,9 +88,7 @@ def run_status(folder: Path | None) -> Status:
     done = [shards[commit.shard] for commit in commits if commit.shard in shards]
     errors, unknown = _errors(run, windows, commits)
     last = events[-1] if events else None
-    row_rate, output_rate, eta = (
-        _pace(progress, windows, sum(s.sequences for s in done)) if holder else (0.0, 0.0, None)
-    )
+    row_rate, output_rate, eta = _pace(progress, windows, commits) if holder else (0.0, 0.0, None)
     return Status(
         folder=str(run.path),
         run_id=run.id,
@@ -113,6 +113,7 @@ def run_status(folder: Path | None) -> Status:
         output=output,
         hits=count_hits(windows, {commit.shard: commit for commit in commits}),
         others=others,
+        finish_spread=progress.record.finish_spread if len(done) == len(shards) else None,
     )
 
 
@@ -143,12 +144,20 @@ def _commits(run: RunFolder) -> Iterator[Commit]:
             continue  # damaged, or set aside meanwhile; the driver and `audit` report damage
 
 
-def _pace(progress: Progress, windows: list[Window], done: int) -> tuple[float, float, float | None]:
-    sequences = sum(shard.sequences for window in windows for shard in window.shards)
+def _pace(progress: Progress, windows: list[Window], commits: list[Commit]) -> tuple[float, float, float | None]:
+    """Rows and tokens out a second, and the seconds left, by what the finished shards' answers were like."""
+    done = {commit.shard: commit for commit in commits}
+    shards = [shard for window in windows for shard in window.shards]
+    waiting = [shard for shard in shards if shard.id not in done]
+    sequences = sum(shard.sequences for shard in shards)
+    left = sum(shard.sequences for shard in waiting)
+    answered = sum(commit.rows for commit in commits)
+    mean = sum(commit.tokens["output"] for commit in commits) / answered if answered else 0.0
     rows = sum(window.rows - sum(window.errors.values()) for window in windows)
     rate = progress.sequence_rate
     row_rate = rate * rows / sequences if sequences else 0.0
-    eta = (sequences - done) / rate if rate > 0 and windows and windows[-1].last else None
+    forecast = progress.seconds_for((left, sum(shard.input_tokens for shard in waiting), left * mean))
+    eta = forecast if rate > 0 and windows and windows[-1].last else None
     return row_rate, progress.output_rate, eta
 
 

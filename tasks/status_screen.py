@@ -68,6 +68,8 @@ def _lines(status: Status) -> list[tuple[str, Text]]:
         lines.append(("Left", Text(duration(status.eta_seconds))))
     if status.outlook is not None:
         lines.append(("Deadline", Text(status.outlook.removeprefix("deadline "))))
+    if status.finish_spread is not None:
+        lines.append(("Spread", Text(f"the workers finished within {duration(status.finish_spread)} of each other")))
     listed = [f"{count:,} {code}" for code, count in sorted(status.errors.items())]
     if status.errors_without_code:
         listed.append(f"{status.errors_without_code:,} whose code was not read")

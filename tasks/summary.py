@@ -53,6 +53,8 @@ class RunReport:
     warnings: tuple[str, ...]
     hits: Hits | None = None
     """What was not computed; None if nothing was planned."""
+    finish_spread: float | None = None
+    """Seconds between the last shards of the first and the last worker."""
 
     @property
     def failed_rows(self) -> int:
@@ -154,7 +156,10 @@ def _counts(report: RunReport) -> Iterator[tuple[str, str, str]]:
         yield name, f"{tokens:,}", f"{short(tokens / report.seconds)} a second" if fresh and tokens else ""
     if hits is not None and hits.rate:
         yield "Hit rate", f"{100 * hits.rate:.1f} %", "of the prompt tokens were not computed"
-    yield "Workers", f"{report.workers}", "on the CPU" if report.device == "cpu" else "on GPUs"
+    where = "on the CPU" if report.device == "cpu" else "on GPUs"
+    if report.finish_spread is not None:
+        where += f", finished within {duration(report.finish_spread)} of each other"
+    yield "Workers", f"{report.workers}", where
 
 
 def _errors(report: RunReport) -> Iterator[tuple[str, int, str]]:

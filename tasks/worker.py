@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict
 
 from data.checkpoint import Checkpoint
 from data.errors import InputError, RunError
+from data.histogram import count_lengths
 from data.ledger import commit_shard, record_attempt
 from data.run_folder import RunFolder
 from data.shards import Shard, read_prompts
@@ -147,6 +148,7 @@ class Worker:
                 "errors": commit.errors,
                 "input_tokens": commit.tokens["input"],
                 "output_tokens": commit.tokens["output"],
+                "lengths": count_lengths([len(result.token_ids) for result in results if result.error is None]),
                 "seconds": commit.seconds,
                 "attempt": commit.attempt,
             }

@@ -81,9 +81,14 @@ class WorkerProgress:
         return self._state in ("ready", "running")
 
     @property
+    def uncommitted(self) -> Counts:
+        """Sequences, and their tokens in and out, that this process has finished and not committed."""
+        return tuple(max(0.0, counted - done) for counted, done in zip(self._counted, self._shards, strict=True))
+
+    @property
     def in_flight(self) -> int:
         """Sequences that this process has finished and not committed."""
-        return int(max(0.0, self._counted[0] - self._shards[0]))
+        return int(self.uncommitted[0])
 
     def view(self, now: float) -> WorkerView:
         """The worker at time `now`."""

@@ -48,7 +48,7 @@ def test_cut_never_exceeds_the_largest_shard(count: int, heavy: bool) -> None:
 
 def test_shards_cost_about_the_same() -> None:
     cost = np.random.default_rng(0).integers(50, 1000, 20_000)
-    costs = [int(cost[start:stop].sum()) for start, stop in cut(cost, 100_000)]
+    costs = [int(cost[start:stop].sum()) for start, stop in cut(cost, 100_000)]  # too few sequences each for a tail
     assert len(costs) == -(-int(cost.sum()) // 100_000)
     assert max(costs) - min(costs) <= 2000
 
@@ -73,3 +73,26 @@ def test_sequences_with_a_common_beginning_become_neighbours() -> None:
     order = order_by_prefix(prefix_hashes(flat, np.array([len(row) for row in rows], np.int64)))
     followed = [int(left) % 40 == int(right) % 40 for left, right in pairwise(order)]
     assert followed.count(False) == 39
+
+
+def test_the_last_tenth_of_the_work_is_cut_smaller() -> None:
+    cost = np.random.default_rng(0).integers(50, 1000, 20_000)
+    ranges = cut(cost, 400_000)
+    costs = [int(cost[start:stop].sum()) for start, stop in ranges]
+    equal = -(-int(cost.sum()) // 400_000)
+    last = -(-equal // 10)
+    body, halves, quarters = costs[: equal - last], costs[equal - last : equal], costs[equal:]
+    assert len(quarters) == 2 * last
+    for part, size in ((body, 1.0), (halves, 0.5), (quarters, 0.25)):
+        assert all(abs(found / (cost.sum() / equal) - size) < 0.02 for found in part)
+    # Workers that take whole shards from one queue finish nearer to each other than with equal shards.
+    even = [int(piece.sum()) for piece in np.array_split(cost, equal)]
+    assert all(_spread(costs, workers) < 0.55 * max(body) for workers in (2, 3, 4, 8))
+    assert max(_spread(even, workers) for workers in (2, 3, 4, 8)) > 0.9 * max(body)
+
+
+def _spread(costs: list[int], workers: int) -> int:
+    free = [0] * workers
+    for cost in costs:
+        free[free.index(min(free))] += cost
+    return max(free) - min(free)

@@ -11,8 +11,8 @@ from data.errors import InputError
 from data.rehearsal import Pace
 from tasks.configuration import load_settings
 from tasks.deadline import FIXED_SECONDS, MARGIN, Deadline, OutOfTime
-from tasks.forecast import against_deadline
 from tasks.moment import moment_of, parse
+from tasks.outlook import against_deadline
 
 NOW = datetime(2026, 1, 30, 22, tzinfo=UTC)
 

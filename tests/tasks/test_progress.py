@@ -137,6 +137,27 @@ def test_loading_does_not_slow_the_pace(clock: Clock) -> None:
     assert progress.eta_seconds == pytest.approx(90)
 
 
+def test_what_is_left_is_judged_by_tokens(progress: Progress, clock: Clock) -> None:
+    weighed = planned(rows=0, sequences=0, errors={}, folded=0)
+    progress.tell({**weighed, "sequence_tokens": 900 * 10 + 4500, "token_seconds": [1.0, 10.0]})
+    clock.now += 10
+    progress.tell(counted(0, 90))
+    # 90 of 900 sequences with 2 tokens out each took 10 s; those left have 15.6 tokens in each instead of 10.
+    left, took = (900 * 10 + 4500 - 900) + 10 * 2 * 810, 900 + 10 * 2 * 90
+    assert progress.eta_seconds == pytest.approx(10 * left / took)
+
+
+def test_the_record_knows_when_workers_finished_and_how_long_answers_were(progress: Progress, clock: Clock) -> None:
+    clock.now += 5
+    progress.tell({**done(0, 3), "lengths": [0, 1, 2]})
+    assert progress.record.finish_spread is None
+    clock.now += 2
+    progress.tell({**done(1, 2), "lengths": [0, 0, 2]})
+    assert progress.record.finish_spread == 2.0
+    assert progress.record.spans == ((100.0, 105.0), (100.0, 107.0))
+    assert (progress.record.lengths, progress.record.tokens) == ((0, 1, 4), 10)
+
+
 def test_states_of_a_worker(progress: Progress, clock: Clock) -> None:
     states = []
 

@@ -1,0 +1,61 @@
+"""What a run's workers did, kept for the end: when each began and finished, and how long their answers were.
+
+Counts what this start of the driver saw; answers of an earlier one are in the ledger alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from data.histogram import add
+
+
+class Record:
+    """Adds up the events of a run.
+
+    Args:
+        clock: seconds; for a replay of recorded events, their time.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._planned: float | None = None
+        self._ready: dict[int, float] = {}
+        self._finished: dict[int, float] = {}
+        self.deaths = 0
+        self.publishing: float | None = None
+        """When the result began to be assembled: later than the last commit where Prefect was not ready yet."""
+        self.lengths: tuple[int, ...] = ()
+        """How many answers have what length, in the bins of `data.histogram`."""
+        self.tokens = 0
+        """Of these answers."""
+
+    def tell(self, event: Mapping[str, Any]) -> None:
+        """Take one event into account."""
+        kind, now = event["event"], self._clock()
+        if kind == "planned" and self._planned is None:
+            self._planned = now
+        elif kind == "ready":
+            self._ready.setdefault(int(event["worker"]), now)
+        elif kind == "publishing":
+            self.publishing = now
+        elif kind == "died":
+            self.deaths += 1
+        elif kind == "done":
+            self._finished[int(event["worker"])] = now
+            if "lengths" in event:
+                self.lengths = add([self.lengths, event["lengths"]])
+                self.tokens += int(event["output_tokens"])
+
+    @property
+    def spans(self) -> tuple[tuple[float, float], ...]:
+        """When each worker could begin to compute, and when it committed last, by the clock; of those that did."""
+        planned = self._planned or 0.0
+        return tuple((max(self._ready.get(worker, 0.0), planned), end) for worker, end in self._finished.items())
+
+    @property
+    def finish_spread(self) -> float | None:
+        """Seconds between the last commits of the first and the last worker; None with fewer than two."""
+        ends = self._finished.values()
+        return max(ends) - min(ends) if len(ends) > 1 else None
