@@ -39,7 +39,7 @@ def learn(run: OpenRun) -> None:
     if run.job.settings.job.kind == "generate":
         calibration = calibration.with_answers(forecaster.digest, record.lengths, record.tokens)
     planned, spans = Planned.of(run.windows), record.spans
-    whole = not run.resumed_rows and not run.job.options.retry_errors
+    whole = not run.partial and not run.resumed_rows and not run.job.options.retry_errors
     if whole and not record.deaths:
         outputs = Outputs(record.lengths, record.tokens / answers)
         measured = MeasuredRun(

@@ -126,7 +126,8 @@ class Worker:
                 self._finish(work)
 
     def _finish(self, work: ShardInProgress) -> None:
-        results = self._table.build([work.results[s] for s in range(work.shard.sequences)], work.shard.sequences)
+        completions = [work.results[slot] for slot in range(work.shard.sequences)]
+        results = self._table.build(completions, work.shard.sequences)
         before, self._shared = self._shared, self._engine.statistics().get("shared_tokens", 0.0)
         commit = commit_shard(
             self._run,
@@ -148,7 +149,7 @@ class Worker:
                 "errors": commit.errors,
                 "input_tokens": commit.tokens["input"],
                 "output_tokens": commit.tokens["output"],
-                "lengths": count_lengths([len(result.token_ids) for result in results if result.error is None]),
+                "lengths": count_lengths([len(c.token_ids) for c in completions if c.error is None]),
                 "seconds": commit.seconds,
                 "attempt": commit.attempt,
             }
