@@ -100,7 +100,7 @@ def test_a_budget_is_for_runs_that_have_not_begun(job: Job, tmp_path: Path) -> N
     check_budget(prepared(tmp_path, budget="700 rows"), folder)
     with pytest.raises(InputError, match="EUR"):
         check_budget(prepared(tmp_path, budget="0.001 EUR"), folder)
-    (folder.commits / "shard.json").write_bytes(b"{}")
+    (folder.attempts / "shard.json").write_bytes(b"{}")
     check_budget(small, folder)
 
 
