@@ -13,15 +13,14 @@ from typing import Literal
 
 from data.errors import InputError
 from tasks.figures import duration, plural
+from tasks.moment import seconds_of
 from tasks.settings import Settings
 
 Unit = Literal["rows", "tokens", "seconds", "money"]
 
 _SHAPES = "'100_000 rows', '5M tokens', '90m', '2h', '1h 30m' or, with workers.hourly_price, '50 EUR'"
 _SCALES = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
-_SPANS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _COUNT = re.compile(r"(?P<number>\d[\d_]*(?:\.\d+)?)\s*(?P<scale>[kMG]?)\s*(?P<unit>rows?|tokens?|[A-Z]{3})")
-_SPAN = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd])\s*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +51,9 @@ class Budget:
             if found["unit"].isupper():
                 return cls(amount, "money", found["unit"])
             return cls(amount, "rows" if found["unit"].startswith("row") else "tokens")
-        spans = _SPAN.findall(text.strip())
-        if spans and not _SPAN.sub("", text.strip()):
-            return cls(sum(float(number) * _SPANS[unit] for number, unit in spans), "seconds")
+        seconds = seconds_of(text)
+        if seconds is not None:
+            return cls(seconds, "seconds")
         raise InputError(f"job.budget = {text!r} is not understood: give {_SHAPES}")
 
     def refuse(self, predicted: Predicted, source: str) -> None:

@@ -12,13 +12,19 @@ _DURATION = re.compile(r"(?:\d+(?:\.\d+)?[dhms])+")
 _PART = re.compile(r"(\d+(?:\.\d+)?)([dhms])")
 
 
-def parse(text: str) -> timedelta | datetime:
-    """`8h`, `1h30m`, `45s` or an ISO time with a zone. ValueError says what would be right."""
+def seconds_of(text: str) -> float | None:
+    """Seconds of a duration such as `8h`, `1h 30m` or `45s`; None if the text is none."""
     compact = text.replace(" ", "")
-    if _DURATION.fullmatch(compact):
-        seconds = sum(float(number) * _UNITS[unit] for number, unit in _PART.findall(compact))
-        if 0 < seconds < timedelta.max.total_seconds():
-            return timedelta(seconds=seconds)
+    if not _DURATION.fullmatch(compact):
+        return None
+    return sum(float(number) * _UNITS[unit] for number, unit in _PART.findall(compact))
+
+
+def parse(text: str) -> timedelta | datetime:
+    """A duration, or an ISO time with a zone. ValueError says what would be right."""
+    seconds = seconds_of(text)
+    if seconds is not None and 0 < seconds < timedelta.max.total_seconds():
+        return timedelta(seconds=seconds)
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
