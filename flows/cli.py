@@ -16,7 +16,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
-from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -24,10 +23,10 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from engine.bytecode import keep_bytecode
+from flows.session import load_flow, start_server
 
 if TYPE_CHECKING:
     from tasks.job import Job
-    from tasks.local_server import LocalServer
     from tasks.run import OpenRun
     from tasks.settings import Settings
     from tasks.summary import RunReport
@@ -189,8 +188,8 @@ def bench(context: typer.Context) -> None:
     settings = parse(context.args, "overnight bench")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with _exit_status(), ExitStack() as stack:
-        server = _server(stack, Path(stack.enter_context(TemporaryDirectory(prefix="overnight-bench-"))))
-        flow = _flow("bench", stack, server)
+        server = start_server(stack, Path(stack.enter_context(TemporaryDirectory(prefix="overnight-bench-"))))
+        flow = load_flow("bench", stack, server)
         from httpx import HTTPError
         from prefect.exceptions import PrefectException
 
@@ -253,9 +252,9 @@ def _answer(job: Job, config: Path | None) -> RunReport:
             if run.finished is not None:
                 return verified_report(run)
             OPENED.set(run)
-            server = _server(stack, run.folder.path / "prefect")
+            server = start_server(stack, run.folder.path / "prefect")
             run.planner.plan_ahead()  # before Prefect is imported: no worker is to wait for that
-            flow = _flow("infer", stack, server)
+            flow = load_flow("infer", stack, server)
             from httpx import HTTPError
             from prefect.exceptions import PrefectException
 
@@ -300,40 +299,6 @@ def _print(report: RunReport) -> None:
     from tasks.summary import print_summary
 
     print_summary(report, Console())
-
-
-def _server(stack: ExitStack, home: Path) -> LocalServer | None:
-    """Start a Prefect server of the run's own, whose state is in `home`; None where the environment names one.
-
-    It boots while its caller goes on, since that takes seconds. Prefect's log lines are kept off the display: what goes
-    wrong is told once, by the report.
-    """
-    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
-    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")  # nothing is reported from a run
-    os.environ.setdefault("DO_NOT_TRACK", "1")
-    from tasks.local_server import local_server
-
-    return None if os.environ.get("PREFECT_API_URL") else stack.enter_context(local_server(home))
-
-
-def _flow(name: str, stack: ExitStack, server: LocalServer | None) -> Any:
-    """A flow of `flows`, on `server` or, where Prefect turns out to know another one, on that."""
-    from engine.importing import without_collections
-
-    with without_collections():
-        flow = getattr(import_module(f"flows.{name}"), name)
-        from prefect.context import refresh_global_settings_context
-        from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, get_current_settings, temporary_settings
-
-    if server is not None and get_current_settings().api.url is not None:
-        server.end()
-    elif server is not None:
-        os.environ["PREFECT_API_URL"] = server.wait()
-        os.environ["PREFECT_LOGGING_TO_API_ENABLED"] = "false"  # a server that ends with the run keeps no logs
-        refresh_global_settings_context()
-        # It would miss no heartbeat either, and a flow waits up to a second for the thread that sends them.
-        stack.enter_context(temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}))
-    return flow
 
 
 def _settings(

@@ -1,0 +1,49 @@
+"""A flow in this process, on the configured Prefect server or on one that is started for it.
+
+Nothing here imports Prefect before it is asked for: the server boots while its caller goes on.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tasks.local_server import LocalServer
+
+
+def start_server(stack: ExitStack, home: Path) -> LocalServer | None:
+    """Start a Prefect server of the run's own, whose state is in `home`; None where the environment names one.
+
+    It boots while its caller goes on, since that takes seconds. Prefect's log lines are kept off the display: what goes
+    wrong is told once, by the report.
+    """
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
+    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")  # nothing is reported from a run
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+    from tasks.local_server import local_server
+
+    return None if os.environ.get("PREFECT_API_URL") else stack.enter_context(local_server(home))
+
+
+def load_flow(name: str, stack: ExitStack, server: LocalServer | None) -> Any:
+    """A flow of `flows`, on `server` or, where Prefect turns out to know another one, on that."""
+    from engine.importing import without_collections
+
+    with without_collections():
+        flow = getattr(import_module(f"flows.{name}"), name)
+        from prefect.context import refresh_global_settings_context
+        from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, get_current_settings, temporary_settings
+
+    if server is not None and get_current_settings().api.url is not None:
+        server.end()
+    elif server is not None:
+        os.environ["PREFECT_API_URL"] = server.wait()
+        os.environ["PREFECT_LOGGING_TO_API_ENABLED"] = "false"  # a server that ends with the run keeps no logs
+        refresh_global_settings_context()
+        # It would miss no heartbeat either, and a flow waits up to a second for the thread that sends them.
+        stack.enter_context(temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}))
+    return flow
