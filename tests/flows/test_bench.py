@@ -28,7 +28,9 @@ def test_figures_on_stdout_progress_on_stderr(overnight: Overnight, tmp_path: Pa
     assert [(line["workload"], line.get("median")) for line in lines] == [
         ("label:6:seed2", None),
         ("label:6:seed2", True),
+        ("plan:50000", None),
     ]
+    assert lines[-1]["rows_s"] > lines[0]["rows_s"], "a plan is no bottleneck"
     assert "label:6:seed2: run 1 of 1" in done.stderr
 
 
