@@ -11,6 +11,7 @@ Where the files exceed the bound, those whose answers were not used for longest 
 from __future__ import annotations
 
 import os
+import re
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from data.durable import make_folder
 from data.errors import InputError
 from data.segment import Damaged, Segment, about_of, segment_at
 
+_STAGED = re.compile(r"[0-9]+-[0-9a-f]{16}")  # as data.durable names them
 _STALE_SECONDS = 3600.0  # a segment is written within seconds, so this is a dead writer's
 
 
@@ -46,10 +48,8 @@ class AnswerCache:
         cache = cls(folder.absolute(), max_bytes)
         try:
             make_folder(cache.folder, 0o700)
-            foreign = sorted(set(os.listdir(cache.folder)) - {"answers", "tmp"})
+            cache.check()
             status = cache.folder.stat()
-            if foreign:
-                raise InputError(f"cache.path {folder} is not a cache: it holds {foreign[0]}; choose another folder")
             if status.st_uid != os.geteuid() or status.st_mode & 0o077:
                 raise InputError(f"cache.path {folder} is open to others: answers lie in it; chmod 700, or another one")
             for inner in (cache.answers, cache.tmp):
@@ -57,6 +57,12 @@ class AnswerCache:
         except OSError as error:
             raise InputError(f"cache.path {folder} cannot be used: {error.strerror}; set another one") from error
         return cache
+
+    def check(self) -> None:
+        """InputError: the folder is there and holds something that no cache does."""
+        names = os.listdir(self.folder) if self.folder.exists() else []
+        for foreign in sorted(set(names) - {"answers", "tmp"}):
+            raise InputError(f"cache.path {self.folder} is not a cache: it holds {foreign}; choose another folder")
 
     @property
     def answers(self) -> Path:
@@ -88,20 +94,22 @@ class AnswerCache:
             excess -= segment.size
             if excess <= 0:
                 break
-        for entry in _entries(self.tmp):
-            with suppress(FileNotFoundError):
-                if time.time() - entry.stat().st_mtime > _STALE_SECONDS:
-                    os.unlink(entry.path)
+        self._sweep()
 
-    def clear(self) -> tuple[int, int]:
-        """Delete every answer; returns how many, and their bytes."""
+    def clear(self) -> int:
+        """Delete every answer; returns how many. What a run is writing just now stays."""
         segments = self.segments()
         for segment in segments:
             segment.path.unlink(missing_ok=True)
+        self._sweep()
+        return sum(segment.rows for segment in segments)
+
+    def _sweep(self) -> None:
+        """Delete what dead writers left. Nothing else in the folder is touched."""
         for entry in _entries(self.tmp):
             with suppress(FileNotFoundError):
-                os.unlink(entry.path)
-        return sum(segment.rows for segment in segments), sum(segment.size for segment in segments)
+                if _STAGED.fullmatch(entry.name) and time.time() - entry.stat().st_mtime > _STALE_SECONDS:
+                    os.unlink(entry.path)
 
     def usage(self) -> list[JobUsage]:
         """What it holds, by job, the largest first."""

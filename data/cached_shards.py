@@ -57,7 +57,9 @@ def commit_cached(run: RunFolder, window: Window, ledger: Ledger) -> None:
     for commit in window.cached:
         if not ledger.committed(commit.shard):
             path = results_path(run, commit.sha256)
-            if path.exists() and digest_file(path) == commit.sha256:
+            if path.exists() and digest_file(path) != commit.sha256:
+                path.unlink()  # in the way of what is computed in its place
+            if path.exists():
                 record_commit(run, commit)
 
 

@@ -11,6 +11,7 @@ Only answers are kept. An error may be the machine's, and a run that meets the p
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -58,17 +59,18 @@ class JobAnswers:
     def find(self, keys: Hashes, occurrences: Occurrences) -> Iterator[tuple[Integers, pa.Table]]:
         """The answers that are there, a segment at a time: positions in `keys` [N, 2], and their results without slot.
 
-        Every position comes at most once. A segment that is damaged is deleted, one that was evicted is passed over.
+        Every position comes at most once, and the newest answer counts. A segment that is damaged is deleted, one that
+        was evicted or cannot be read is passed over.
         """
         wanted = _Wanted(keys, occurrences)
-        for segment in self.cache.segments(self.job):
+        for segment in sorted(self.cache.segments(self.job), key=lambda segment: segment.written, reverse=True):
             if not wanted.left:
                 return
             try:
                 if not len(wanted.match(*segment.keys())[0]):
                     continue
                 held, occurrence, results = segment.read()
-            except FileNotFoundError:
+            except OSError:  # a miss costs time, and nothing else
                 continue
             except Damaged:
                 segment.path.unlink(missing_ok=True)
@@ -118,5 +120,5 @@ def _mixed(keys: Hashes, occurrences: Occurrences) -> npt.NDArray[np.uint64]:
 
 
 def _touch(segment: Segment) -> None:
-    with suppress(FileNotFoundError):  # evicted meanwhile
-        os.utime(segment.path)
+    with suppress(OSError):  # evicted meanwhile, or on a disk that is read only
+        os.utime(segment.path, (time.time(), segment.written))

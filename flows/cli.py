@@ -106,7 +106,7 @@ def plan(
     from rich.console import Console
 
     from tasks.job import RunOptions, prepare
-    from tasks.preflight import plan_report, refuse_over_budget
+    from tasks.preflight import begun, plan_report, refuse_over_budget, scratch_folder
     from tasks.preflight_screen import print_plan
     from tasks.run import locked_places
 
@@ -114,10 +114,15 @@ def plan(
         settings = _settings(config, sets, input_path, output_path, model, limit)
         options = RunOptions(run_dir, fresh, retry_errors)
         job = prepare(settings, options, datetime.now(), _resume_command())
-        with locked_places(job) as (folder, finished):
-            report = plan_report(job, folder, published=finished is not None)
+        if fresh:  # what infer would set aside is left alone here
+            with scratch_folder(job) as folder:
+                report, goes_on = plan_report(job, folder, published=False), False
+        else:
+            with locked_places(job, budget=False) as (folder, finished):
+                report, goes_on = plan_report(job, folder, published=finished is not None), begun(folder)
         print_plan(report, Console())
-        refuse_over_budget(job, report.planned, report.forecaster)
+        if not goes_on:
+            refuse_over_budget(job, report.planned, report.forecaster)
 
 
 @app.command()
@@ -161,8 +166,9 @@ def cache(
     with _exit_status():
         settings = _settings(config, sets, None, None, None, None).cache
         kept = AnswerCache(cache_folder(settings).absolute(), settings.max_bytes)
+        kept.check()
         if clear:
-            kept.clear()
+            typer.echo(f"Deleted {kept.clear():,} answers", err=True)
         print_cache(kept, Console())
 
 

@@ -12,11 +12,11 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from data.histogram import add
+from data.histogram import BINS, add
 from data.model_shape import ModelShape
 from tasks.cost import VERSION, Precision, Terms
 from tasks.work import Outputs
@@ -47,7 +47,7 @@ class Setup(BaseModel):
 class MeasuredRun(BaseModel):
     """One run. Seconds of work are those of all workers together."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
     version: int
     setup: Setup
@@ -66,7 +66,7 @@ class Answers(BaseModel):
 
     sequences: int = Field(gt=0)
     tokens: int = Field(ge=0)
-    counts: tuple[int, ...]
+    counts: tuple[Annotated[int, Field(ge=0)], ...] = Field(max_length=BINS)
 
     @property
     def outputs(self) -> Outputs:

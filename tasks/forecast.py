@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -49,8 +49,8 @@ class Planned:
     longest: int
 
     @classmethod
-    def of(cls, windows: Sequence[Window]) -> Planned:
-        """The sums over some windows."""
+    def of(cls, windows: Sequence[Window], done: Collection[str] = ()) -> Planned:
+        """The sums over some windows. done: ids of shards that need not be computed any more."""
         errors: dict[str, int] = {}
         known = {commit.shard for window in windows for commit in window.cached}
         shards = [shard for window in windows for shard in window.shards]
@@ -63,7 +63,7 @@ class Planned:
             folded=sum(window.folded for window in windows),
             input_tokens=sum(window.input_tokens for window in windows),
             cached=sum(shard.sequences for shard in shards if shard.id in known),
-            shards=tuple(shard for shard in shards if shard.id not in known),
+            shards=tuple(shard for shard in shards if shard.id not in known and shard.id not in done),
             lengths=add(window.lengths for window in windows),
             longest=max((window.longest for window in windows), default=0),
         )

@@ -35,12 +35,17 @@ def verified_report(run: OpenRun) -> RunReport:
 
 
 def partial_message(run: OpenRun, manifest: Manifest) -> str | None:
-    """What a report says of a partial result; None of a complete one.
+    """What a report says of what the deadline left undone; None if that is nothing.
 
     The result at the output is the one of the first deadline that came: it is replaced once, by the complete one.
     """
     if manifest.complete:
-        return None
+        again = run.late and run.job.options.retry_errors
+        return (
+            "the deadline came before all errors were computed again; --retry-errors goes on with them"
+            if again
+            else None
+        )
     answered = f"{manifest.errors.get(DEADLINE, 0):,} of {manifest.rows:,} rows had no answer at the deadline"
     done = run.answered_rows
     kept = done - (manifest.rows - manifest.errors.get(DEADLINE, 0))

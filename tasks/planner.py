@@ -13,6 +13,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any
 
+from data.cached_shards import commit_cached
 from data.errors import InputError, RunError
 from data.json_types import JsonTypes
 from data.ledger import Ledger
@@ -97,6 +98,7 @@ class Planner:
         except OutOfTime:
             self.late = True
             for earlier in load_windows(self._folder)[len(self.windows) :]:  # planned by an attempt before this one
+                commit_cached(self._folder, earlier, self._ledger)
                 self._take(earlier)
             return None
         self._take(window)

@@ -8,10 +8,14 @@ the input; whoever runs them makes them again.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from rich.console import Console
 
+from data.ledger import Ledger
 from data.plan import plan_windows, rows_without_prompt
 from data.run_folder import RunFolder
 from data.shards import prompts_path
@@ -63,7 +67,7 @@ class PlanReport:
 def plan_report(job: Job, folder: RunFolder, *, published: bool) -> PlanReport:
     """Plan a job to its end, and predict what it takes. The run is locked by the caller."""
     windows = list(plan_all(job, folder))
-    planned, forecaster = Planned.of(windows), Forecaster(job)
+    planned, forecaster = Planned.of(windows, Ledger(folder).commits().keys()), Forecaster(job)
     counts = sorted({*WORKERS, job.placement.workers})
     offers = []
     for precision in _precisions(job, forecaster.precision):
@@ -90,14 +94,34 @@ def plan_all(job: Job, folder: RunFolder) -> Iterator[Window]:
                     prompts_path(folder, shard.id).unlink(missing_ok=True)
 
 
+@contextmanager
+def scratch_folder(job: Job) -> Iterator[RunFolder]:
+    """A run folder for a plan that is thrown away, beside the run's own, which is not touched."""
+    job.run_path.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=job.run_path.parent, prefix=".plan-") as name:
+        yield RunFolder.create(Path(name) / "run", job.identity)
+
+
+def check_budget_afresh(job: Job) -> None:
+    """Refuse a job that is over its budget before earlier work is set aside for it. InputError: it is."""
+    if job.settings.job.budget is not None:
+        with scratch_folder(job) as folder:
+            check_budget(job, folder)
+
+
 def check_budget(job: Job, folder: RunFolder) -> None:
     """Plan a job that has a budget, and refuse it if it is predicted to be more. A run that has begun is gone on with.
 
     Raises:
         InputError: it is more.
     """
-    if job.settings.job.budget is not None and not any(folder.attempts.iterdir()):
+    if job.settings.job.budget is not None and not begun(folder):
         refuse_over_budget(job, Planned.of(list(plan_all(job, folder))), Forecaster(job))
+
+
+def begun(folder: RunFolder) -> bool:
+    """Whether a worker has begun a shard of the run: then it is gone on with, whatever it takes."""
+    return any(folder.attempts.iterdir())
 
 
 def refuse_over_budget(job: Job, planned: Planned, forecaster: Forecaster) -> None:

@@ -239,6 +239,7 @@ class Progress:
 
     def _on_cached(self, event: Event) -> None:
         self._ok += event["ok"]
+        self._remaining.commit(event)
 
     def _on_started(self, event: Event) -> None:
         self._worker(event).start(self._clock())

@@ -30,7 +30,7 @@ from tasks.hits import Hits, count_hits
 from tasks.job import Job, cached_answers, remember_afresh, remember_day
 from tasks.planner import Planner, plan_options
 from tasks.pool import Event, WorkerPool
-from tasks.preflight import check_budget
+from tasks.preflight import check_budget, check_budget_afresh
 from tasks.progress import Progress
 from tasks.rehearsal import Rehearsal
 from tasks.worker import WorkerOrder, order_message
@@ -146,14 +146,10 @@ def opened(job: Job) -> Iterator[OpenRun]:
     """Lock the run and its output, start the workers, and end them however the block ends.
 
     Raises:
-        InputError: the run folder belongs to another run, the output cannot be written there, or the job is over its
-            budget.
-        Held: another driver has the run or the output.
+        InputError, Held: of `locked_places`.
     """
     started = time.monotonic()
     with locked_places(job) as (folder, finished), ExitStack() as stack:
-        if finished is None:
-            check_budget(job, folder)
         progress = Progress()
         events = EventLog(folder.events, progress.tell)
         stack.callback(events.close)
@@ -165,16 +161,25 @@ def opened(job: Job) -> Iterator[OpenRun]:
 
 
 @contextmanager
-def locked_places(job: Job) -> Iterator[tuple[RunFolder, Manifest | None]]:
+def locked_places(job: Job, *, budget: bool = True) -> Iterator[tuple[RunFolder, Manifest | None]]:
     """Lock the run and its output, and look at what is there: the folder, and the result of this very run if complete.
 
+    Nothing is set aside, and no right to replace an output given, for a job that is refused. Without `budget` its
+    budget is the caller's affair.
+
     Raises:
-        InputError: the run folder belongs to another run, or the output cannot be written there.
+        InputError: the run folder belongs to another run, the output cannot be written there, or the job is over its
+            budget.
         Held: another driver has the run or the output.
     """
-    again = job.options.fresh and (job.run_path / "run.json").exists()
+    there = (job.run_path / "run.json").exists()
+    again = job.options.fresh and there
     if again:
+        if budget:
+            check_budget_afresh(job)
         set_aside(job.run_path)
+    elif there and job.settings.cache.enabled:
+        _set_aside_published(job)
     folder = RunFolder.create(job.run_path, job.identity)
     if again:
         remember_afresh(folder)
@@ -183,6 +188,8 @@ def locked_places(job: Job) -> Iterator[tuple[RunFolder, Manifest | None]]:
         with Target.at(job.output.path).lock():
             folder.sweep()
             remember_day(job, folder)
+            if budget:
+                check_budget(job, folder)
             before = prepare_output(folder, job.output, fresh=job.options.fresh)
             finished = before if before and before.complete and not job.options.retry_errors else None
             if finished is None and published_elsewhere(folder, job.output):
@@ -191,6 +198,12 @@ def locked_places(job: Job) -> Iterator[tuple[RunFolder, Manifest | None]]:
                     " it again with --fresh or in another --run-dir"
                 )
             yield folder, finished
+
+
+def _set_aside_published(job: Job) -> None:
+    """Set aside a ledger whose result lies at another output: this one is published from the cached answers."""
+    if published_elsewhere(RunFolder.create(job.run_path, job.identity), job.output):
+        set_aside(job.run_path)
 
 
 @contextmanager

@@ -136,6 +136,29 @@ def test_the_longest_unused_answers_go_first(tmp_path: Path) -> None:
     assert answers.cache.segments() == []
 
 
+def test_the_newest_answer_counts(tmp_path: Path) -> None:
+    """Whoever computes afresh what was answered wrong is believed from then on."""
+    answers = writer.answers_in(tmp_path / "cache", PLENTY)
+    keep(answers, 1, failed=tuple(range(1, ROWS)))  # another content for the same prompt
+    (old,) = answers.cache.segments()
+    os.utime(old.path, (1000, 1000))
+    answers.add(writer.prompts(1), [0] * ROWS, writer.results(2))
+    for _ in range(2):  # being used makes an answer no newer
+        assert found(answers, 1) == whole(2)
+
+
+def test_only_answers_are_deleted(tmp_path: Path) -> None:
+    answers = writer.answers_in(tmp_path / "cache", PLENTY)
+    keep(answers, 1)
+    (tmp_path / "cache" / "tmp" / "mine.txt").write_text("keep")
+    answers.cache.clear()
+    assert (tmp_path / "cache" / "tmp" / "mine.txt").exists()
+    (tmp_path / "project" / "tmp").mkdir(parents=True)
+    (tmp_path / "project" / "notes").touch()
+    with pytest.raises(InputError, match="is not a cache: it holds notes"):
+        AnswerCache(tmp_path / "project", PLENTY).check()
+
+
 def test_usage_by_job_and_clear(tmp_path: Path) -> None:
     assert AnswerCache(tmp_path / "absent", PLENTY).usage() == []
     answers = writer.answers_in(tmp_path / "cache", PLENTY)
@@ -145,7 +168,7 @@ def test_usage_by_job_and_clear(tmp_path: Path) -> None:
     first, second = answers.cache.usage()
     assert (first.entries, second.entries) == (3 * ROWS, ROWS)
     assert first.about == {"kind": "generate", "model": "tiny"}
-    assert answers.cache.clear()[0] == 4 * ROWS
+    assert answers.cache.clear() == 4 * ROWS
     assert answers.cache.usage() == []
     assert found(answers, 1) == {}
 

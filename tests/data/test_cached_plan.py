@@ -136,12 +136,18 @@ def test_a_plan_that_died_anywhere_is_finished(
         assert [row["status"] for row in lab.rows()].count("ok") == 128
 
 
-def test_a_stored_result_that_is_damaged_is_computed(new_lab: Callable[..., Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["deleted", "flipped"])
+def test_a_stored_result_that_is_damaged_is_computed(new_lab: Callable[..., Any], tmp_path: Path, how: str) -> None:
     first_run(new_lab, tmp_path)
     lab = made(new_lab, tmp_path / "second", TEXTS, tmp_path / "cache")
     window = lab.windows()[0]
     commit = window.cached[0]
-    results_path(lab.run, commit.sha256).unlink()
+    path = results_path(lab.run, commit.sha256)
+    content = bytearray(path.read_bytes())
+    path.unlink()
+    if how == "flipped":
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
     (lab.run.commits / f"{commit.shard}.json").unlink()
     windows = lab.windows()
     assert commit.shard in [shard.id for shard in uncommitted(lab, windows)]

@@ -38,11 +38,12 @@ def test_a_second_run_computes_only_changed_rows(overnight: Overnight, tmp_path:
     assert "98 of earlier runs" in overnight("status", "b").stdout
     cached = parts(tmp_path / "out")
 
-    # Started afresh it is computed, cache or not; to replace another result, as above, is no reason.
-    assert overnight("infer", "--input", second, *wide, *cache, "--run-dir", "b").returncode == 0
-    assert computed(tmp_path, "b") == 99
-    assert parts(tmp_path / "out") == cached
-    assert overnight("audit", "out").returncode == 0
+    # The same table on the next night, to a place of its own: nothing is computed.
+    nightly = ("--set", "output.error_budget=0.5", "--set", "workers.dp_degree=1", "--output", "night-2")
+    assert overnight("infer", "--input", second, *nightly, *cache, "--run-dir", "b").returncode == 0
+    assert computed(tmp_path, "b") == 0
+    assert parts(tmp_path / "night-2") == cached
+    assert overnight("audit", "night-2").returncode == 0
 
     shown = overnight("cache", *cache)
     assert "messages-4m" in shown.stdout

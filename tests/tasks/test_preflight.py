@@ -14,6 +14,7 @@ import pytest
 from rich.console import Console
 
 from data.errors import InputError
+from data.ledger import Commit
 from data.run_folder import RunFolder
 from tasks import devices, footing, preflight
 from tasks import job as jobs
@@ -25,8 +26,9 @@ from tasks.job import Job, RunOptions, prepare
 from tasks.machine import Gpu, Gpus
 from tasks.placement import Placement
 from tasks.planner import plan_options
-from tasks.preflight import check_budget, plan_all, plan_report
+from tasks.preflight import check_budget, plan_all, plan_report, scratch_folder
 from tasks.preflight_screen import print_plan
+from tasks.run import locked_places
 from tasks.work import Outputs
 from tests.flows.conftest import MODEL
 
@@ -102,6 +104,35 @@ def test_a_budget_is_for_runs_that_have_not_begun(job: Job, tmp_path: Path) -> N
         check_budget(prepared(tmp_path, budget="0.001 EUR"), folder)
     (folder.attempts / "shard.json").write_bytes(b"{}")
     check_budget(small, folder)
+
+
+def test_a_refused_job_sets_nothing_aside(job: Job, tmp_path: Path) -> None:
+    folder = folder_of(job)
+    (folder.attempts / "shard.json").write_bytes(b"{}")
+    small = replace(prepared(tmp_path, budget="699 rows"), options=RunOptions(fresh=True))
+    with pytest.raises(InputError, match="--limit 690"), locked_places(small):
+        pass
+    assert (folder.attempts / "shard.json").exists()
+    assert [path.name for path in job.run_path.parent.iterdir() if "old" in path.name] == []
+
+
+def test_a_plan_that_is_thrown_away_leaves_the_run_as_it_is(job: Job) -> None:
+    folder = folder_of(job)
+    with scratch_folder(job) as scratch:
+        report = plan_report(job, scratch, published=False)
+    assert report.planned.rows == 700
+    assert not list(folder.plan.iterdir())
+    assert not scratch.path.exists()
+
+
+def test_what_is_committed_is_not_predicted_again(job: Job) -> None:
+    folder = folder_of(job)
+    whole = plan_report(job, folder, published=False).planned
+    done = whole.shards[0]
+    tokens = {"input": done.input_tokens, "output": 1}
+    commit = Commit(done.id, "0" * 64, done.rows, done.sequences, 0, tokens, 1.0, 0, 1)
+    (folder.commits / f"{done.id}.json").write_bytes(commit.to_bytes())
+    assert plan_report(job, folder, published=False).planned.shards == whole.shards[1:]
 
 
 def test_on_a_gpu_both_precisions_are_offered(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

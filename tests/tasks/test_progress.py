@@ -89,6 +89,33 @@ def test_resumed_sequences_are_done(progress: Progress) -> None:
     assert progress.resumed_rows == 330
 
 
+def test_answers_of_earlier_runs_leave_the_forecast_as_it_is(clock: Clock) -> None:
+    """A hundred answers to compute take as long beside ten thousand that are known."""
+    seconds = []
+    for known in (0, 9900):
+        clock.now = 100
+        progress = Progress(clock)
+        progress.tell({"event": "run_started", "run": "r", "folder": "/r", "workers": 1, "device": "cpu"})
+        planned = {"event": "planned", "window": 0, "rows": 100 + known, "sequences": 100 + known, "shards": 2}
+        tokens = {
+            "sequence_tokens": 10 * (100 + known),
+            "input_tokens": 10 * (100 + known),
+            "token_seconds": [1.0, 1.0],
+        }
+        progress.tell({**planned, **tokens, "errors": {}, "folded": 0, "last": True})
+        if known:
+            outcome = {"rows": known, "ok": known, "errors": 0, "input_tokens": 10 * known, "output_tokens": 2 * known}
+            progress.tell({"event": "cached", "shards": 1, "sequences": known, **outcome})
+        progress.tell({"event": "started", "worker": 0, "pid": 7})
+        progress.tell({"event": "ready", "worker": 0, "device": "cpu"})
+        for second in range(1, 51):
+            clock.now = 100 + second
+            progress.tell(counted(0, second))
+        seconds.append(progress.eta_seconds)
+    assert seconds[0] is not None
+    assert seconds[1] == pytest.approx(seconds[0], rel=0.2)
+
+
 def test_published_counts_are_the_last_word(progress: Progress) -> None:
     progress.tell({"event": "published", "path": "/out", "rows": 1000, "ok": 977, "errors": 23})
     assert (progress.rows_done, progress.ok, progress.errors) == (1000, 977, 23)
