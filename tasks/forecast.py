@@ -41,6 +41,8 @@ class Planned:
     folded: int
     cached: int
     """Sequences that earlier runs have answered."""
+    answered: int
+    """Sequences that need not be computed: those, and what this run has committed."""
     input_tokens: int
     """Of all rows' prompts, folded or not."""
     shards: tuple[Shard, ...]
@@ -63,6 +65,7 @@ class Planned:
             folded=sum(window.folded for window in windows),
             input_tokens=sum(window.input_tokens for window in windows),
             cached=sum(shard.sequences for shard in shards if shard.id in known),
+            answered=sum(shard.sequences for shard in shards if shard.id in known or shard.id in done),
             shards=tuple(shard for shard in shards if shard.id not in known and shard.id not in done),
             lengths=add(window.lengths for window in windows),
             longest=max((window.longest for window in windows), default=0),

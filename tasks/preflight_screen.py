@@ -49,13 +49,11 @@ def _counts(report: PlanReport) -> Iterator[tuple[str, str, str]]:
         yield "Known", f"{planned.cached:,}", "answers of earlier runs, from the cache"
     yield "To answer", f"{round(prompts.sequences):,}", f"in {plural(len(planned.shards), 'shard')}"
     saved = planned.input_tokens - round(prompts.tokens - prompts.shared)
-    alike = plural(round(prompts.shared), "token")
-    yield (
-        "Tokens in",
-        f"{planned.input_tokens:,}",
-        f"{share(saved, planned.input_tokens)} need not be computed: "
-        + (f"{alike} of prompts that begin alike" + (", and the folded rows" if planned.folded else "")),
-    )
+    why = f"{plural(round(prompts.shared), 'token')} of prompts that begin alike"
+    others = [name for name, some in (("folded rows", planned.folded), ("what is answered", planned.answered)) if some]
+    why = " and ".join([", ".join([why, *others[:-1]]), *others[-1:]])
+    note = f"{share(saved, planned.input_tokens)} need not be computed: {why}" if planned.shards else ""
+    yield "Tokens in", f"{planned.input_tokens:,}", note
     yield "Tokens out", f"{round(report.tokens_out):,}", report.forecaster.outputs_source
 
 

@@ -42,8 +42,12 @@ def test_infer_uses_the_plan_and_the_next_plan_knows_what_it_took(overnight: Ove
 
     again = overnight("plan", *job)
     assert again.returncode == 0
-    for words in ("published already", "from 40 answers of this job", "measured: 1 run of this model"):
+    for words in ("published already", "in 0 shards"):
         assert words in again.stdout
+    fewer = overnight("plan", *job, "--limit", "30")
+    assert fewer.returncode == 0
+    for words in ("from 40 answers of this job", "measured: 1 run of this model"):
+        assert words in fewer.stdout
 
 
 def test_a_budget_refuses_before_anything_starts(overnight: Overnight, tmp_path: Path) -> None:
