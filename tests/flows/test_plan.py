@@ -44,7 +44,7 @@ def test_infer_uses_the_plan_and_the_next_plan_knows_what_it_took(overnight: Ove
     assert again.returncode == 0
     for words in ("published already", "in 0 shards"):
         assert words in again.stdout
-    fewer = overnight("plan", *job, "--limit", "30")
+    fewer = overnight("plan", *job, "--limit", "30", "--output", "other")
     assert fewer.returncode == 0
     for words in ("from 40 answers of this job", "measured: 1 run of this model"):
         assert words in fewer.stdout
