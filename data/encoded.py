@@ -6,6 +6,7 @@ they come. The file is gone with the process, however that ends.
 
 from __future__ import annotations
 
+import mmap
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -76,7 +77,8 @@ class EncodedRows:
         self.offsets = np.zeros(self.rows + 1, np.int64)
         np.cumsum(self.lengths, out=self.offsets[1:])
         empty = not self.offsets[-1]
-        self._tokens: TokenIds = np.empty(0, "<u4") if empty else np.asarray(np.memmap(self._file, "<u4", "r"))
+        self._map = None if empty else mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._tokens: TokenIds = np.frombuffer(b"" if self._map is None else self._map, "<u4")
         for spent in (self._keys, self._hashes, self._lengths, self._scored):
             spent.clear()
 
@@ -89,6 +91,11 @@ class EncodedRows:
     def ids(self, row: int) -> TokenIds:
         """The token ids of a row (uint32, a view of the file)."""
         return self._tokens[self.offsets[row] : self.offsets[row + 1]]
+
+    def release(self) -> None:
+        """Give back the memory of token ids that were read; they are read again where they are needed."""
+        if self._map is not None:
+            self._map.madvise(mmap.MADV_DONTNEED)
 
 
 def _blocks(ids: Sequence[TokenIds]) -> Iterator[tuple[int, int]]:

@@ -193,6 +193,7 @@ def _plan(
         prompts = shard_prompts(encoded, rows, occurrences)
         write_prompts(run, identity_digest, 0, prompts)
         shared.append(shared_tokens(prompts.ids))
+        encoded.release()
         if options.on_progress is not None:
             options.on_progress(first_row + encoded.rows, stream.bytes_read)
     lengths = encoded.lengths[encoded.answerable]
