@@ -106,9 +106,9 @@ def plan(
     from rich.console import Console
 
     from tasks.job import RunOptions, prepare
+    from tasks.places import locked_places
     from tasks.preflight import begun, plan_report, refuse_over_budget, scratch_folder
     from tasks.preflight_screen import print_plan
-    from tasks.run import locked_places
 
     with _exit_status():
         settings = _settings(config, sets, input_path, output_path, model, limit)

@@ -110,7 +110,7 @@ class Forecaster:
         self.device = device_name(job.placement)
         self._ceilings = ceilings(job.placement, self.device)
         self.precision = Precision(code.engine.dtype, code.model.quantization, code.engine.kv_dtype)
-        self.digest = job_digest(job)
+        self.digest = question_digest(job)
         self.outputs, self.outputs_source = self._predict_outputs()
 
     def setup(self, precision: Precision) -> Setup:
@@ -197,7 +197,7 @@ class Forecaster:
         return f"no run of this model on this device yet: estimate from its size and {rates}"
 
 
-def job_digest(job: Job) -> str:
+def question_digest(job: Job) -> str:
     """What the lengths of answers depend on: the question, the sampling and the model, whatever the input."""
     parts = {name: job.identity[name] for name in ("job", "sampling", "model", "adapter")}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

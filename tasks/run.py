@@ -17,20 +17,18 @@ from typing import Any
 from data.errors import InputError, RunError
 from data.ledger import Ledger
 from data.manifest import Manifest
-from data.publish import prepare_output, published_elsewhere
-from data.run_folder import RunFolder, preflight, set_aside
+from data.run_folder import RunFolder
 from data.shards import Shard
-from data.target import Target
 from data.window import Window
 from engine.supervisor import Child
 from tasks.deadline import Deadline
 from tasks.display import Display
 from tasks.events import EventLog
 from tasks.hits import Hits, count_hits
-from tasks.job import Job, cached_answers, remember_afresh, remember_day
+from tasks.job import Job, cached_answers
+from tasks.places import locked_places
 from tasks.planner import Planner, plan_options
 from tasks.pool import Event, WorkerPool
-from tasks.preflight import check_budget, check_budget_afresh
 from tasks.progress import Progress
 from tasks.rehearsal import Rehearsal
 from tasks.worker import WorkerOrder, order_message
@@ -158,52 +156,6 @@ def opened(job: Job) -> Iterator[OpenRun]:
             stack.enter_context(Display(progress))
             stack.enter_context(_at_work(run))
         yield run
-
-
-@contextmanager
-def locked_places(job: Job, *, budget: bool = True) -> Iterator[tuple[RunFolder, Manifest | None]]:
-    """Lock the run and its output, and look at what is there: the folder, and the result of this very run if complete.
-
-    Nothing is set aside, and no right to replace an output given, for a job that is refused. Without `budget` its
-    budget is the caller's affair.
-
-    Raises:
-        InputError: the run folder belongs to another run, the output cannot be written there, or the job is over its
-            budget.
-        Held: another driver has the run or the output.
-    """
-    there = (job.run_path / "run.json").exists()
-    again = job.options.fresh and there
-    if again:
-        if budget:
-            check_budget_afresh(job)
-        set_aside(job.run_path)
-    elif there and job.settings.cache.enabled:
-        _set_aside_published(job)
-    folder = RunFolder.create(job.run_path, job.identity)
-    if again:
-        remember_afresh(folder)
-    with folder.lock():
-        preflight(folder, job.output_path)
-        with Target.at(job.output.path).lock():
-            folder.sweep()
-            remember_day(job, folder)
-            if budget:
-                check_budget(job, folder)
-            before = prepare_output(folder, job.output, fresh=job.options.fresh)
-            finished = before if before and before.complete and not job.options.retry_errors else None
-            if finished is None and published_elsewhere(folder, job.output):
-                raise InputError(
-                    f"run {folder.id} is published already, and not at {job.output_path}: copy that result, or compute"
-                    " it again with --fresh or in another --run-dir"
-                )
-            yield folder, finished
-
-
-def _set_aside_published(job: Job) -> None:
-    """Set aside a ledger whose result lies at another output: this one is published from the cached answers."""
-    if published_elsewhere(RunFolder.create(job.run_path, job.identity), job.output):
-        set_aside(job.run_path)
 
 
 @contextmanager

@@ -25,10 +25,10 @@ from tasks.forecast import Forecaster, Planned
 from tasks.job import Job, RunOptions, prepare
 from tasks.machine import Gpu, Gpus
 from tasks.placement import Placement
+from tasks.places import locked_places
 from tasks.planner import plan_options
 from tasks.preflight import check_budget, plan_all, plan_report, scratch_folder
 from tasks.preflight_screen import print_plan
-from tasks.run import locked_places
 from tasks.work import Outputs
 from tests.flows.conftest import MODEL
 
