@@ -161,8 +161,6 @@ class Worker:
             return
         try:
             self._answers.add(work.keys, work.occurrences, results)
-        except FileNotFoundError:  # somebody emptied the cache meanwhile: these answers are lost to it, not later ones
-            return
         except OSError as error:  # a full disk costs later runs these answers, and this one nothing
             self._answers = None
             self._mailbox.send({"event": "warning", "message": f"answers are no longer kept in the cache: {error}"})
