@@ -130,10 +130,10 @@ def _groups(
 
     No shard holds two bands of priority. left: the sequences to divide; cost: of each of them.
     """
-    hashes = encoded.hashes[sequences.rows[left]]
+    rows = sequences.rows[left]
     ranked = [np.arange(len(left))] if sequences.priorities is None else bands(sequences.priorities[left])
     for band in ranked:
-        order = band[order_by_prefix(hashes[band])]
+        order = band[order_by_prefix(encoded.hashes[rows[band]])]
         for start, stop in cut(cost[order], shard_tokens, -(-MIN_SHARDS // len(ranked))):
             yield order[start:stop]
 
