@@ -133,7 +133,7 @@ def _groups(
     rows = sequences.rows[left]
     ranked = [np.arange(len(left))] if sequences.priorities is None else bands(sequences.priorities[left])
     for band in ranked:
-        order = band[order_by_prefix(encoded.hashes[rows[band]])]
+        order = band[order_by_prefix(encoded.hashes, rows[band])]
         for start, stop in cut(cost[order], shard_tokens, -(-MIN_SHARDS // len(ranked))):
             yield order[start:stop]
 

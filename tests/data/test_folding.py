@@ -70,7 +70,11 @@ def test_sequences_with_a_common_beginning_become_neighbours() -> None:
     documents = random.integers(0, 50_000, (40, 300))
     rows = [np.concatenate([documents[number % 40], random.integers(0, 50_000, 20)]) for number in range(400)]
     flat = np.concatenate(rows).astype(np.uint32)
-    order = order_by_prefix(prefix_hashes(flat, np.array([len(row) for row in rows], np.int64)))
+    hashes = prefix_hashes(flat, np.array([len(row) for row in rows], np.int64))
+    order = order_by_prefix(hashes, np.arange(len(rows)))
+    assert np.array_equal(order, np.lexsort(hashes.T[::-1])), "by the first beginning, then by the longer ones"
+    some = np.arange(0, len(rows), 3)
+    assert np.array_equal(order_by_prefix(hashes, some), np.lexsort(hashes[some].T[::-1]))
     followed = [int(left) % 40 == int(right) % 40 for left, right in pairwise(order)]
     assert followed.count(False) == 39
 
