@@ -118,7 +118,7 @@ def plan(
             with scratch_folder(job) as folder:
                 report, goes_on = plan_report(job, folder, published=False), False
         else:
-            with locked_places(job, budget=False) as (folder, finished):
+            with locked_places(job, dry=True) as (folder, finished):
                 report, goes_on = plan_report(job, folder, published=finished is not None), begun(folder)
         print_plan(report, Console())
         if not goes_on:

@@ -16,6 +16,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from data.digests import user_cache
 from data.histogram import BINS, add
 from data.model_shape import ModelShape
 from tasks.cost import VERSION, Precision, Terms
@@ -133,5 +134,4 @@ def store_calibration(calibration: Calibration) -> None:
 
 
 def _path() -> Path:
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(cache) / "overnight" / "calibration.json"
+    return user_cache() / "calibration.json"

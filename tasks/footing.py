@@ -43,11 +43,6 @@ class Memory:
         return max(1.0, min(self.room / self.sequence, self.rows)) if self.sequence else float(self.rows)
 
     @property
-    def full_batch(self) -> float:
-        """KV of so many sequences."""
-        return self.batch * self.sequence
-
-    @property
     def fits(self) -> bool:
         """Whether even the longest sequence finds room."""
         return self.room >= self.longest

@@ -15,11 +15,11 @@ from tasks.preflight import check_budget, check_budget_afresh
 
 
 @contextmanager
-def locked_places(job: Job, *, budget: bool = True) -> Iterator[tuple[RunFolder, Manifest | None]]:
+def locked_places(job: Job, *, dry: bool = False) -> Iterator[tuple[RunFolder, Manifest | None]]:
     """Lock the run and its output, and look at what is there: the folder, and the result of this very run if complete.
 
-    Nothing is set aside, and no right to replace an output given, for a job that is refused. Without `budget` its
-    budget is the caller's affair.
+    Nothing is set aside, and no right to replace an output given, for a job that is refused, or where only a plan is
+    wanted (`dry`); its budget is the caller's affair then.
 
     Raises:
         InputError: the run folder belongs to another run, the output cannot be written there, or the job is over its
@@ -27,12 +27,11 @@ def locked_places(job: Job, *, budget: bool = True) -> Iterator[tuple[RunFolder,
         Held: another driver has the run or the output.
     """
     there = (job.run_path / "run.json").exists()
-    again = job.options.fresh and there
+    again = job.options.fresh and there and not dry
     if again:
-        if budget:
-            check_budget_afresh(job)
+        check_budget_afresh(job)
         set_aside(job.run_path)
-    elif there and job.settings.cache.enabled:
+    elif there and job.settings.cache.enabled and not dry:
         _set_aside_published(job)
     folder = RunFolder.create(job.run_path, job.identity)
     if again:
@@ -42,7 +41,7 @@ def locked_places(job: Job, *, budget: bool = True) -> Iterator[tuple[RunFolder,
         with Target.at(job.output.path).lock():
             folder.sweep()
             remember_day(job, folder)
-            if budget:
+            if not dry:
                 check_budget(job, folder)
             before = prepare_output(folder, job.output, fresh=job.options.fresh)
             finished = before if before and before.complete and not job.options.retry_errors else None

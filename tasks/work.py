@@ -6,7 +6,7 @@ afterwards, so it comes as a distribution: that of this job's earlier answers, o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import astuple, dataclass
 from typing import Any
 
@@ -66,13 +66,6 @@ class Work:
     decode_steps: float = 0.0
     prefill_steps: float = 0.0
 
-    def __add__(self, other: Work) -> Work:
-        return Work(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
-
-    def times(self, factor: float) -> Work:
-        """The same work so many times."""
-        return Work(*(amount * factor for amount in astuple(self)))
-
 
 @dataclass(frozen=True, slots=True)
 class Prompts:
@@ -121,8 +114,3 @@ def work_of(prompts: Prompts, outputs: Outputs, batch: float, step_tokens: int) 
         decode_steps=max(longest, decoded / max(batch, 1.0)) if decoded else 0.0,
         prefill_steps=max(1.0, own / step_tokens),
     )
-
-
-def total(parts: Sequence[Work]) -> Work:
-    """All of some work."""
-    return sum(parts, Work())

@@ -13,7 +13,7 @@ from engine.workloads import SHAPES
 from tasks.cost import Precision, Terms, fit, seconds_of
 from tasks.devices import gpu_ceilings
 from tasks.lessons import bench_terms
-from tasks.work import Outputs, Prompts, Work, total, work_of
+from tasks.work import Outputs, Prompts, work_of
 
 H100 = "NVIDIA H100 80GB HBM3"
 
@@ -55,7 +55,6 @@ def test_work_is_counted_exactly_where_all_is_equal() -> None:
     assert work.kv_positions == pytest.approx(10 * sum(100 + step for step in range(1, 16)), rel=0.01)
     assert work_of(Prompts(2, 200, 0), Outputs.all_of(16), batch=4, step_tokens=100).decode_steps == pytest.approx(15)
     assert work_of(Prompts(10, 1000, 0), Outputs.all_of(0), batch=4, step_tokens=100).decode_steps == 0
-    assert total([work, Work(), work]).prefill_tokens == 920
 
 
 def test_the_longest_of_many_answers_is_long() -> None:
