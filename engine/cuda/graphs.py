@@ -1,8 +1,8 @@
 """Decode steps as CUDA graphs: a whole step is launched as one, whatever its layers.
 
-A capture takes the host some ten milliseconds, and torch waits for the device before it. Graphs are captured behind a
-launched step, for the steps that are likely to follow; a step that was not foreseen is launched kernel by kernel, as
-all are once a capture failed.
+A capture takes the host some ten milliseconds. Graphs are captured behind a launched step, while the device works on
+it, for the steps that are likely to follow; a step that was not foreseen is launched kernel by kernel, as all are once
+a capture failed.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ class Graphs:
         self._work = work
         self._graphs: dict[tuple[int, ...], Any] = {}
         self._pool: Any = None
+        self._stream: Any = None
         self._failed = False
 
     def run(self, key: tuple[int, ...]) -> None:
@@ -52,13 +53,15 @@ class Graphs:
         self._failed = False
 
     def _capture(self, key: tuple[int, ...]) -> Any:
+        # Not torch.cuda.graph: it waits for the device and empties the cache before every capture, not only the first.
+        if self._pool is None:
+            self._pool, self._stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            torch.cuda.empty_cache()
         graph = torch.cuda.CUDAGraph()
-        stream = torch.cuda.current_stream()
-        try:
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        with torch.cuda.stream(self._stream):
+            graph.capture_begin(self._pool, "thread_local")
+            try:
                 self._work(*key)
-        finally:
-            # A capture that fails at its end leaves its own stream the current one.
-            torch.cuda.set_stream(stream)
-        self._pool = graph.pool()
+            finally:
+                graph.capture_end()
         return graph
