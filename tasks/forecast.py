@@ -11,7 +11,7 @@ import heapq
 import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import median_low
 
 from data.histogram import add
 from data.model_shape import ModelShape
@@ -154,8 +154,9 @@ class Forecaster:
         weights = self.shape.parameters * precision.itemsize
         starts = [run.start for run in own if run.start is not None]
         finishes = [run.finish for run in own if run.finish is not None]
-        start = median(starts) if starts else _START_SECONDS + weights / _LOAD_BYTES
-        finish = median(finishes) if finishes else _FINISH_SECONDS
+        # The lower one of two: a first start also compiles kernels, reads cold weights and digests them.
+        start = median_low(starts) if starts else _START_SECONDS + weights / _LOAD_BYTES
+        finish = median_low(finishes) if finishes else _FINISH_SECONDS
         return Rates(factors, start, finish, self._source(len(own), len(runs)), bool(own))
 
     def token_seconds(self, planned: Planned) -> tuple[float, float]:

@@ -93,6 +93,15 @@ def test_measured_runs_are_predicted_as_they_were(job: Job) -> None:
     assert more_in * 30_000 + more_out * 300 * 20 == pytest.approx(40, rel=0.01)
 
 
+def test_a_first_slow_start_is_forgotten_with_the_second(job: Job) -> None:
+    unknown = Forecaster(job, Calibration())
+    setup, calibration = unknown.setup(unknown.precision), Calibration()
+    for start in (30.0, 6.0):
+        run = MeasuredRun(version=VERSION, setup=setup, terms=(1, 1, 1, 1), seconds=4, start=start, finish=1)
+        calibration = calibration.with_run(run)
+    assert Forecaster(job, calibration).rates(unknown.precision).start == 6
+
+
 def test_a_budget_is_for_runs_that_have_not_begun(job: Job, tmp_path: Path) -> None:
     small = prepared(tmp_path, budget="699 rows")
     assert small.run_id == job.run_id, "a budget is no part of a run"
