@@ -39,6 +39,9 @@ class BenchSettings(Section):
     lengths: Literal["known", "hidden"] = Field(
         "known", description="Whether the engine is told the length of each answer, or only the longest there can be."
     )
+    deterministic: Literal["auto", "batch-invariant"] = Field(
+        "auto", description="As engine.deterministic; auto is that if it is not set."
+    )
     device: Literal["auto", "cuda", "cpu"] = Field("auto", description="auto is the GPU if there is one.")
     memory_fraction: float = Field(0.9, gt=0, le=1, description="Share of the device's memory to use.")
     max_batch_tokens: int = Field(8192, ge=16, description="Most tokens of one forward pass.")

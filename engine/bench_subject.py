@@ -68,6 +68,7 @@ class Subject:
             kv_dtype=settings.kv_dtype,
             memory_fraction=settings.memory_fraction,
             max_batch_tokens=settings.max_batch_tokens,
+            deterministic=None if settings.deterministic == "auto" else settings.deterministic,
         )
         self._model = build_random_model(config, dtype=resolve_dtype("auto", self._device), device=self._device)
         width = _QUANTIZED_BYTES.get(settings.quant, float(self._model.dtype.itemsize))
@@ -114,6 +115,7 @@ class Subject:
             "quant": settings.quant,
             "kv_dtype": settings.kv_dtype,
             "lengths": settings.lengths,
+            "deterministic": settings.deterministic,
             "startup_s": self._startup,
             "s": seconds,
             "rows_s": len(rows) / seconds,

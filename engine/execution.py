@@ -70,6 +70,8 @@ class Execution:
     """Steps that are launched before the first of them is read."""
     least_prefill: int
     most_wait: int
+    shares: bool = True
+    """Whether prompts may use what others have computed of a common beginning."""
 
 
 def execution(
@@ -100,7 +102,9 @@ def execution(
         runner, blocks = sized_runner(model, sampling, settings, layers, rows=rows, widest=widest, graphs=graphs)
         least = min(_LEAST_PREFILL, settings.max_batch_tokens // 4)
         return Execution(runner, blocks, rows, 1, least, _MOST_WAIT)
+    if settings.invariant:
+        rows = 1  # the products of torch round by the number of their rows
     blocks = kv_blocks(layers, context)
     sampler = Sampler(sampling, rows=rows, vocabulary=vocabulary, device=model.device)
     reference = Runner(model, settings, PagedKV(layers, blocks, model.device), sampler, rows=rows, blocks=widest)
-    return Execution(reference, blocks, rows, 0, 1, 0)
+    return Execution(reference, blocks, rows, 0, 1, 0, shares=not settings.invariant)

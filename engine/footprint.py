@@ -32,7 +32,7 @@ def fits_unpacked(model: PreTrainedModel, itemsize: int, settings: EngineSetting
         return True
     free, total = torch.cuda.mem_get_info(model.device)
     # As for the KV cache: what other processes hold counts unless batches must be repeatable.
-    others = 0 if settings.deterministic else total - free - torch.cuda.memory_reserved(model.device)
+    others = 0 if settings.shardwise else total - free - torch.cuda.memory_reserved(model.device)
     budget = int(total * settings.memory_fraction) - others
     needed = torch.cuda.memory_allocated(model.device) + growth(model, itemsize) + total // _LOGIT_PART
     return needed + working_bytes(model, settings, positions) <= budget

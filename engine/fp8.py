@@ -64,6 +64,11 @@ class Fp8Linear(nn.Module):
         """x [..., in] -> [..., out] in the dtype of x."""
         return self.multiply(round_rows(x.reshape(-1, x.shape[-1])), x.dtype).view(*x.shape[:-1], self.out_features)
 
+    def weight_in(self, dtype: torch.dtype) -> Tensor:
+        """The weight [out, in], without `scale`, which is kept in 8 bits alone."""
+        assert dtype == FP8
+        return self.weight
+
     def multiply(self, x: Rounded, dtype: torch.dtype) -> Tensor:
         """The product for activations rounded already: [R, out] in `dtype`."""
         return product(x, Rounded(self.weight, self.scale), self.bias, dtype)

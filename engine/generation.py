@@ -5,7 +5,8 @@ device never waits for the host; on CPU there is nothing to overlap. Equal promp
 answered by one sequence. A step that does not fit the memory is computed in parts, and later ones are smaller. In
 deterministic mode the engine forgets everything whenever it has answered everything, so the completions of a shard
 follow from that shard alone; memory that runs out changes the steps of its shard, and with them at most the rounding of
-its logits.
+its logits. In batch-invariant mode a row's logits do not depend on what is computed beside it: on a GPU the kernels see
+to that, on CPU each sequence runs alone and shares nothing.
 """
 
 from __future__ import annotations
@@ -58,21 +59,23 @@ class Generator:
         self._sampling = sampling
         self._context = min(context_length, steady_positions(model) or context_length)
         self._vocabulary: int = model.config.get_text_config().vocab_size
-        self._deterministic = model.device.type == "cpu" if engine.deterministic is None else engine.deterministic
-        engine = engine.model_copy(update={"deterministic": self._deterministic})
+        if engine.deterministic is None:
+            engine = engine.model_copy(update={"deterministic": model.device.type == "cpu"})
+        self._shardwise = engine.shardwise
         made = execution(model, sampling, engine, self._context, graphs=graphs)
         self._scheduler = Scheduler(
             BlockPool(made.blocks, BLOCK, NULL_BLOCK + 1),
             max_rows=made.rows,
             max_batch_tokens=engine.max_batch_tokens,
-            lengths=None if self._deterministic else AnswerLengths(),
+            lengths=None if self._shardwise else AnswerLengths(),
             least_prefill=made.least_prefill,
             most_wait=made.most_wait,
+            share=made.shares,
         )
         self._runner = made.runner
         self._recovery = Recovery(made.runner, tokens=engine.max_batch_tokens, rows=made.rows)
         # A device that works beside the host tells how long its steps take.
-        paced = made.ahead > 0 and not self._deterministic
+        paced = made.ahead > 0 and not self._shardwise
         self._pace = Pace(engine.max_batch_tokens) if paced else None
         self._stopping = stopping or Stopping(stop_ids, sampling.stop, token_bytes)
         self._ahead = made.ahead
@@ -235,6 +238,6 @@ class Generator:
 
     def _idle(self) -> None:
         self._launched.clear()
-        if self._deterministic:
+        if self._shardwise:
             self._scheduler.reset()
             self._recovery.reset()

@@ -84,7 +84,7 @@ class PrefillEngine(ABC):
     def step(self) -> list[Completion]:
         """Launch one pack; return the completions of the one before it."""
         if not self._packs and self._waiting:
-            if self._settings.deterministic:
+            if self._settings.shardwise:
                 self._budget = self._settings.max_batch_tokens
             self._requests, self._waiting = self._admit(self._waiting), []
             self._plan(range(len(self._requests)))

@@ -43,11 +43,13 @@ class Scheduler:
         lengths: AnswerLengths | None = None,
         least_prefill: int = 1,
         most_wait: int = 0,
+        share: bool = True,
     ) -> None:
         """lengths: admit by the demand forecast from these, which learn from each answer; None reserves the longest.
 
         least_prefill: prompt tokens that must be ready to join decoding sequences. They wait for more for at most
         `most_wait` steps, and not while less than a quarter of the rows decode.
+        share: whether sequences with a common beginning share its blocks.
         """
         assert max_rows > 0
         assert max_batch_tokens > 0
@@ -56,6 +58,7 @@ class Scheduler:
         self._budget, self._most_rows = self._planned
         self._least_prefill = least_prefill
         self._most_wait = most_wait
+        self._share = share
         self._waited = 0
         self._lengths = lengths
         self._residence = Residence(pool, lengths)
@@ -234,12 +237,16 @@ class Scheduler:
             del self._prefilling[sequence]
             self._joined.append(sequence)
             self._changed = True
+        if self._share:
+            self._publish(sequence, stop // self.pool.size)
+        return stop - start
+
+    def _publish(self, sequence: Sequence, full: int) -> None:
+        """Offer the first `full` blocks of a sequence to others."""
         assert sequence.hashes is not None
-        full = stop // self.pool.size
         for index in range(sequence.published, full):
             self.pool.publish(sequence.blocks[index], sequence.hashes[index])
         sequence.published = max(sequence.published, full)
-        return stop - start
 
 
 def _length_class(sequence: Sequence) -> tuple[int, int, int, int]:

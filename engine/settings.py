@@ -10,6 +10,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Deterministic = bool | Literal["batch-invariant"]
 
 
 class Section(BaseModel):
@@ -60,7 +61,18 @@ class EngineSettings(Section):
     kv_dtype: Literal["auto", "fp8"] = Field("auto", description="Number format of the KV cache; auto is the model's.")
     memory_fraction: float = Field(0.9, gt=0, le=1, description="Share of the device's memory that a worker may use.")
     max_batch_tokens: int = Field(8192, ge=16, description="Most tokens of one forward pass.")
-    deterministic: bool | None = Field(
-        None, description="Batches depend on their shard alone; if not set: yes on CPU, no on CUDA."
+    deterministic: Deterministic | None = Field(
+        None,
+        description="Batches depend on their shard alone (if not set: on CPU); batch-invariant: no text on its batch.",
     )
     gradient_checkpointing: bool = Field(False, description="Recompute activations in training to save memory.")
+
+    @property
+    def shardwise(self) -> bool:
+        """Whether the batches of a shard are to be the same whenever it is computed."""
+        return self.deterministic is True
+
+    @property
+    def invariant(self) -> bool:
+        """Whether a row's numbers are to be the same in whatever batch it is computed."""
+        return self.deterministic == "batch-invariant"

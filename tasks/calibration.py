@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from data.digests import user_cache
 from data.histogram import BINS, add
 from data.model_shape import ModelShape
+from engine.settings import Deterministic
 from tasks.cost import VERSION, Precision, Terms
 from tasks.work import Outputs
 
@@ -38,7 +39,7 @@ class Setup(BaseModel):
     shape: ModelShape
     precision: Precision
     device: str
-    deterministic: bool
+    deterministic: Deterministic
 
     def like(self, other: Setup) -> bool:
         """Whether rates of `other` say something of this one: on the same device, the arithmetic errs alike."""

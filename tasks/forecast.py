@@ -116,7 +116,7 @@ class Forecaster:
     def setup(self, precision: Precision) -> Setup:
         """What this job's rates hold for in a precision."""
         settings = self._job.settings
-        deterministic = bool(settings.engine.deterministic)
+        deterministic = settings.engine.deterministic or False
         return Setup(
             kind=settings.job.kind,
             shape=self.shape,
@@ -173,7 +173,9 @@ class Forecaster:
         """The terms of what is computed together: each shard where it is alone on its device, else a worker's share."""
         step_tokens = self._job.settings.engine.max_batch_tokens
         batch = self.memory(planned, precision).batch if planned.shards else 1.0
-        if self._job.settings.engine.deterministic:
+        if self._job.settings.engine.invariant and self._job.placement.device == "cpu":
+            batch = 1.0  # there, each sequence runs alone
+        if self._job.settings.engine.shardwise:
             works = [work_of(prompts_of(shard), outputs, batch, step_tokens) for shard in planned.shards]
         else:
             works = [work_of(planned.prompts.part(1 / workers), outputs, batch, step_tokens)] * workers

@@ -214,6 +214,10 @@ def _check_sections(settings: Settings) -> None:
     problem = settings.job.problem()
     if problem:
         raise InputError(problem)
+    if settings.engine.invariant and settings.job.kind != "generate":
+        raise InputError(
+            f"engine.deterministic = 'batch-invariant' is for job.kind = 'generate', not {settings.job.kind!r}"
+        )
     budget_of(settings)
     if "://" in settings.output.path:
         raise InputError(f"output.path {settings.output.path}: object stores are not supported as an output yet")

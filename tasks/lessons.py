@@ -58,7 +58,7 @@ def learn_bench(settings: BenchSettings, figures: Mapping[str, Any]) -> None:
     """Remember a line of the benchmark: of a GPU, in a precision that runs are offered in, with lengths known."""
     if figures["device"] == "cpu" or figures.get("median") or settings.quant not in ("bf16", "fp8"):
         return
-    if settings.lengths == "hidden":
+    if settings.lengths == "hidden" or settings.deterministic != "auto":
         return
     precision = Precision("bfloat16", "none" if settings.quant == "bf16" else "fp8", settings.kv_dtype)
     found = find_shape(settings.model)

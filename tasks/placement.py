@@ -12,6 +12,7 @@ from typing import Any, Literal
 import pynvml
 
 from data.errors import InputError
+from engine.settings import Deterministic
 from tasks.settings import Settings
 
 # A shard's bytes must not depend on how many cores its machine has, so a deterministic CPU worker uses one thread.
@@ -80,7 +81,7 @@ def place(settings: Settings) -> Placement:
     return Placement(device, gpus[:workers], workers, threads, notice)
 
 
-def resolve_deterministic(settings: Settings, device: str) -> bool:
+def resolve_deterministic(settings: Settings, device: str) -> Deterministic:
     """engine.deterministic, which is on for CPU and off for CUDA unless set."""
     chosen = settings.engine.deterministic
     return device == "cpu" if chosen is None else chosen

@@ -232,11 +232,11 @@ def start_pool(job: Job, folder: RunFolder, events: EventLog, deadline: Deadline
         child.send(order_message(order))
         return child
 
-    deterministic = job.settings.engine.deterministic
+    shardwise = job.settings.engine.shardwise
     return WorkerPool(
         job.placement.workers,
-        depth=1 if deterministic else 2,
-        tokens=0 if deterministic else HELD_TOKENS,
+        depth=1 if shardwise else 2,
+        tokens=0 if shardwise else HELD_TOKENS,
         start=start,
         deadline=deadline,
         stall_timeout=job.settings.workers.stall_timeout,

@@ -29,6 +29,7 @@ _LOG2E = math.log2(math.e)
 _SPLIT_LEAST = 128
 _SPLIT_WIDEST = 2048
 _PROGRAMS = 12
+_SPLIT_INVARIANT = 512
 # Lines of the result that one program merges.
 _LINES = 8
 
@@ -57,6 +58,12 @@ def splits(longest: int, sequences: int, key_heads: int, processors: int) -> tup
     keys = max(_SPLIT_LEAST, min(_SPLIT_WIDEST, 1 << max(0, wanted.bit_length() - 1)))
     parts: int = triton.next_power_of_2(max(1, -(-longest // keys)))
     return keys, parts
+
+
+def invariant_splits(longest: int) -> tuple[int, int]:
+    """The same, for splits that end at the same keys whatever the batch."""
+    parts: int = triton.next_power_of_2(max(1, -(-longest // _SPLIT_INVARIANT)))
+    return _SPLIT_INVARIANT, parts
 
 
 def decode(
@@ -110,9 +117,13 @@ def tiling(rows: np.ndarray, starts: np.ndarray, counts: np.ndarray, begin: int,
 
 
 def prefill(
-    q: Tensor, paged: Paged, tables: Tensor, tiles: Tensor, out: Tensor, *, scale: float, window: int | None
-) -> None:
-    """Attend chunks of prompts, whose keys are in the cache already, into `out` [T, H, D]. tiles: of `tiling`."""
+    q: Tensor, paged: Paged, tables: Tensor, tiles: Tensor, out: Tensor,
+    *, scale: float, window: int | None, invariant: bool = False,
+) -> None:  # fmt: skip
+    """Attend chunks of prompts, whose keys are in the cache already, into `out` [T, H, D].
+
+    tiles: of `tiling`; invariant: whether a query's result is to be the same in whatever chunk it comes.
+    """
     _, heads, size = q.shape
     eight = paged.key_scales is not None
     padded = _padded(size, eight)
@@ -121,7 +132,8 @@ def prefill(
         q, *_stores(paged), tables, tiles, out, tables.stride(0), window or 0, scale * _LOG2E,
         HEADS=heads, KEYS=paged.heads, D=size, DP=padded, GP=triton.next_power_of_2(heads // paged.heads),
         QUERIES=queries(heads, paged.heads, q.dtype), TILE=_tile_keys(q, padded), FP8=eight,
-        WINDOWED=window is not None, EXACT=exact and not eight, ASM=q.is_cuda, num_warps=4, num_stages=2,
+        WINDOWED=window is not None, EXACT=exact and not eight, ASM=q.is_cuda, ALIKE=invariant and eight,
+        num_warps=4, num_stages=2,
     )  # fmt: skip
 
 

@@ -246,6 +246,7 @@ def prefill_kernel(
     q_ptr, k_ptr, v_ptr, ks_ptr, vs_ptr, tables, tiles, out_ptr, table_stride, window, scale,
     HEADS: tl.constexpr, KEYS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, GP: tl.constexpr, QUERIES: tl.constexpr,
     TILE: tl.constexpr, FP8: tl.constexpr, WINDOWED: tl.constexpr, EXACT: tl.constexpr, ASM: tl.constexpr,
+    ALIKE: tl.constexpr,
 ):  # fmt: skip
     """Up to QUERIES consecutive queries of one prompt, all heads of one key head. tiles: int32 [N, 4], see tiling."""
     tile, head = tl.program_id(0), tl.program_id(1)
@@ -261,6 +262,9 @@ def prefill_kernel(
         first = tl.maximum(position - window + 1, 0) // TILE * TILE
     # Up to here every query sees every key, unless a window ends before it.
     whole = tl.maximum((position + 1) // TILE * TILE, first)
+    if ALIKE:
+        # A scaled logit is rounded before it is masked, and may not be where no mask is in the way.
+        whole = first
     _tile(
         q_ptr, out_ptr, k_ptr, v_ptr, ks_ptr, vs_ptr, tables + row * table_stride, head,
         ((begin + query).to(tl.int64) * HEADS + head * group + member) * D, (query < count) & (member < group),

@@ -32,6 +32,8 @@ class Batch:
     """int32 [N, 4], as attention.tiling gives; None without chunks."""
     widened: Widened | None = None
     """Where set, the tables that tiles are about."""
+    invariant: bool = False
+    """Whether a token's result is to be the same in whatever batch it comes."""
 
 
 @dataclass(frozen=True)
@@ -89,4 +91,4 @@ def _prefill(q: Tensor, layer: Paged, batch: Batch, out: Tensor, scale: float, w
     tables = batch.tables
     if batch.widened is not None:
         layer, tables = elementwise.widen(layer, batch.widened.blocks, q.dtype), batch.widened.tables
-    attention.prefill(q, layer, tables, batch.tiles, out, scale=scale, window=window)
+    attention.prefill(q, layer, tables, batch.tiles, out, scale=scale, window=window, invariant=batch.invariant)

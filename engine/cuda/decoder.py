@@ -21,10 +21,13 @@ from engine.paged import PagedKV
 class FusedDecoder:
     """The forward pass of a decoder whose structure is known, for models that recipe.choose accepts."""
 
-    def __init__(self, model: PreTrainedModel, kv: PagedKV, positions: int) -> None:
-        """positions: most positions of a sequence. Raises ValueError where the model is no such decoder."""
-        self._layers = FusedLayers(model)
-        self._head = Projection([head(model)], model.dtype)
+    def __init__(self, model: PreTrainedModel, kv: PagedKV, positions: int, *, invariant: bool = False) -> None:
+        """positions: most positions of a sequence; invariant: whether a token's logits are the same in any batch.
+
+        Raises ValueError where the model is no such decoder.
+        """
+        self._layers = FusedLayers(model, invariant=invariant)
+        self._head = Projection([head(model)], model.dtype, invariant=invariant)
         self._kv = kv
         # Positions beyond the steady ones are only ever those of the rows that fill a batch up.
         steady = min(positions, steady_positions(model) or positions)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -73,13 +74,17 @@ Mix = Callable[[Layer, Tensor], Tensor]
 class FusedLayers:
     """The forward pass from token ids to the last hidden state. Legend: T tokens, N hidden size, R tokens kept."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        """model: one that structure.recognise knows. Raises ValueError where it differs from the structure inside."""
+    def __init__(self, model: PreTrainedModel, *, invariant: bool = False) -> None:
+        """model: one that structure.recognise knows; invariant: as for Projection.
+
+        Raises ValueError where it differs from the structure inside.
+        """
         base: Any = trunk(model)
         self._embedding: Tensor = base.embed_tokens.weight.detach()
         self._last = Norm(base.norm.weight.detach(), epsilon(base.norm))
         calls = _calls(base)
-        self._layers = [_layer(number, layer, calls[number], model.dtype) for number, layer in enumerate(base.layers)]
+        project = partial(Projection, dtype=model.dtype, invariant=invariant)
+        self._layers = [_layer(number, layer, calls[number], project) for number, layer in enumerate(base.layers)]
         self._rotary_embedding = base.rotary_emb
         turned, sizes = 2 * self.rotary(1)[0].shape[1], {call.size for call in calls.values()}
         if sizes != {turned}:
@@ -165,19 +170,19 @@ def _calls(base: Any) -> dict[int, Call]:
     return backend.calls
 
 
-def _layer(number: int, layer: Any, call: Call, dtype: torch.dtype) -> Layer:
+def _layer(number: int, layer: Any, call: Call, project: Callable[[list[Any]], Projection]) -> Layer:
     attn, mlp = layer.self_attn, layer.mlp
     query_norm = getattr(attn, "q_norm", None)
     norms = None if query_norm is None else (query_norm.weight.detach(), attn.k_norm.weight.detach())
     return Layer(
         number=number,
         before=Norm(layer.input_layernorm.weight.detach(), epsilon(layer.input_layernorm)),
-        qkv=Projection([attn.q_proj, attn.k_proj, attn.v_proj], dtype),
+        qkv=project([attn.q_proj, attn.k_proj, attn.v_proj]),
         head_norms=norms,
         head_eps=0.0 if query_norm is None else epsilon(query_norm),
         call=call,
-        out=Projection([attn.o_proj], dtype),
+        out=project([attn.o_proj]),
         between=Norm(layer.post_attention_layernorm.weight.detach(), epsilon(layer.post_attention_layernorm)),
-        gate_up=Projection([mlp.gate_proj, mlp.up_proj], dtype),
-        down=Projection([mlp.down_proj], dtype),
+        gate_up=project([mlp.gate_proj, mlp.up_proj]),
+        down=project([mlp.down_proj]),
     )

@@ -43,7 +43,7 @@ def sized_runner(
     torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info(device)
     # Batches that must be repeatable get the same cache whatever else the device holds.
-    others = 0 if settings.deterministic else total - free - torch.cuda.memory_reserved(device)
+    others = 0 if settings.shardwise else total - free - torch.cuda.memory_reserved(device)
     budget = int(total * settings.memory_fraction) - others - base - _SPARE * step
     block = BLOCK * sum(shape.bytes for shape in layers.values())
     if budget < block:

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from engine.cuda.elementwise import Activations
-from engine.fp8 import Fp8Linear, Rounded
+from engine.cuda.product import product
+from engine.fp8 import FP8, Fp8Linear, Rounded
 from engine.int4_linear import Int4Linear
 
 LINEAR = (nn.Linear, Fp8Linear, Int4Linear)
@@ -24,12 +25,13 @@ LINEAR = (nn.Linear, Fp8Linear, Int4Linear)
 class Projection:
     """A product with the weights of one linear layer, or of several over the same input."""
 
-    def __init__(self, parts: Seq[Any], dtype: torch.dtype) -> None:
+    def __init__(self, parts: Seq[Any], dtype: torch.dtype, *, invariant: bool = False) -> None:
         """parts: linear layers of one kind and input, whose outputs are given side by side in `dtype`.
 
+        invariant: whether a row's product is to be the same beside whatever other rows.
         Raises ValueError for layers of different kinds.
         """
-        self._dtype = dtype
+        self._dtype, self._invariant = dtype, invariant
         self.inputs: int = parts[0].in_features
         """Numbers of a row of x."""
         kind, names = type(parts[0]), _names(parts[0])
@@ -47,7 +49,7 @@ class Projection:
     @property
     def adds(self) -> bool:
         """Whether `add` can be used."""
-        return not self.quantized and self._bias is None
+        return not self.quantized and self._bias is None and not self._invariant
 
     def add(self, x: Tensor, total: Tensor) -> None:
         """Add the product for x [T, in] to `total` [T, out], without a pass over memory of its own."""
@@ -56,11 +58,19 @@ class Projection:
 
     def __call__(self, x: Activations) -> Tensor:
         """x [T, in] -> [T, out]."""
+        if self._invariant:
+            return self._alone(x)
         if self._product is not None:
-            product: Tensor = self._product.multiply(x, self._dtype)
-            return product
+            multiplied: Tensor = self._product.multiply(x, self._dtype)
+            return multiplied
         assert not isinstance(x, Rounded)
         return linear(x, self._whole["weight"], self._bias)
+
+    def _alone(self, x: Activations) -> Tensor:
+        if self._product is None:
+            return product(x, self._whole["weight"], None, self._bias, self._dtype)
+        weight = self._product.weight_in(FP8 if self.quantized else self._dtype)
+        return product(x, weight, self._product.scale, self._bias, self._dtype)
 
 
 def _names(part: Any) -> tuple[str, ...]:

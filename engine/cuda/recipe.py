@@ -47,8 +47,17 @@ class Decoder(Protocol):
 
 
 def decoder(model: PreTrainedModel, settings: EngineSettings, kv: PagedKV, positions: int) -> Decoder:
-    """The forward pass of `choose`. positions: most positions of a sequence."""
-    return FusedDecoder(model, kv, positions) if choose(model, settings) else ModuleDecoder(model, settings, kv)
+    """The forward pass of `choose`. positions: most positions of a sequence.
+
+    Raises ValueError where that is to be the same in any batch, and cannot.
+    """
+    if choose(model, settings):
+        return FusedDecoder(model, kv, positions, invariant=settings.invariant)
+    if settings.invariant:
+        raise ValueError(
+            f"engine.deterministic = 'batch-invariant' runs fused layers on a GPU; {type(model).__name__} has others"
+        )
+    return ModuleDecoder(model, settings, kv)
 
 
 def fused_trunk(model: PreTrainedModel, settings: EngineSettings) -> FusedTrunk | None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from engine.cuda.attention import queries, splits, tiling
+from engine.cuda.attention import invariant_splits, queries, splits, tiling
 from engine.cuda.batch import Batch, Widened
 from engine.cuda.decoder import FusedDecoder
 from engine.cuda.elementwise import likeliest
@@ -57,7 +57,8 @@ class CudaRunner:
         self._idle = rows
         self._sizes = Sizes(rows)
         # Sizes that depend on measured times would make batches depend on them.
-        self._times_sizes = not settings.deterministic
+        self._times_sizes = not settings.shardwise
+        self._invariant = settings.invariant
         self._decoder = decoder(model, settings, kv, blocks * BLOCK)
         self._processors = torch.cuda.get_device_properties(device).multi_processor_count
         shape = next(iter(kv.layers.values()))
@@ -139,7 +140,13 @@ class CudaRunner:
 
     def _key(self, size: int, longest: int) -> tuple[int, int, int]:
         """The arguments of _decode for so many rows, the longest of `longest` positions."""
-        return size, *splits(longest, size, self._key_heads, self._processors)
+        return size, *self._splits(longest, size)
+
+    def _splits(self, longest: int, sequences: int) -> tuple[int, int]:
+        """How decoding sequences, the longest of `longest` positions, share the device."""
+        if self._invariant:
+            return invariant_splits(longest)
+        return splits(longest, sequences, self._key_heads, self._processors)
 
     def _decoded(self, step: Step) -> Tensor:
         rows = np.fromiter((s.row for s in step.decode), np.int64, len(step.decode))
@@ -210,13 +217,13 @@ class CudaRunner:
         widened = self._widen(held)
         owners = rows[decode:] if widened is None else np.arange(len(held))
         tiles = self._upload(tiling(owners, starts[decode:], counts[decode:], decode, self._queries))
-        split, parts = splits(longest, max(1, decode), self._key_heads, self._processors)
+        split, parts = self._splits(longest, max(1, decode))
         at, of = self._upload(positions), self._upload(np.repeat(rows, counts))
-        return Batch(of, at, self._tables, decode, split, parts, tiles, widened)
+        return Batch(of, at, self._tables, decode, split, parts, tiles, widened, self._invariant)
 
     def _widen(self, held: list[list[int]]) -> Widened | None:
         """The blocks of all chunks to convert, if the cache has 8 bits and they are not too many."""
-        if not self._scaled:
+        if not self._scaled or self._invariant:  # what is converted is rounded differently
             return None
         blocks, places = np.unique(np.concatenate([np.array(own, np.int32) for own in held]), return_inverse=True)
         if len(blocks) > self._most_widened:
