@@ -33,6 +33,8 @@ def test_command_line_over_environment_over_file_over_default(config: Path) -> N
     [
         ("model.path=true", "model", "path", "true"),
         ("engine.amp=true", "engine", "amp", True),
+        ("engine.deterministic=true", "engine", "deterministic", True),
+        ("engine.deterministic=batch-invariant", "engine", "deterministic", "batch-invariant"),
         ("input.limit=7", "input", "limit", 7),
         ("input.columns=a,b", "input", "columns", ("a", "b")),
         ('sampling.stop=["\\n", "x"]', "sampling", "stop", ("\n", "x")),
@@ -59,6 +61,7 @@ def test_a_prompt_may_be_a_list_of_messages() -> None:
         (["sampling.temperature=nan"], ["sampling.temperature", "finite"]),
         (["sampling.max_tokens=many"], ["sampling.max_tokens", "many"]),
         (["job.kind=sing"], ["job.kind", "generate"]),
+        (["engine.deterministic=maybe"], ["engine.deterministic", "batch-invariant"]),
         (["workers.tp_degree=2"], ["workers.tp_degree", "not supported yet"]),
         (["sampling.max_tokens"], ["section.key=value"]),
     ],
