@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data.error_codes import Code
 from data.errors import InputError, RunError
 from data.rows import BadRow, Record
 from data.sources import Partition, Source
@@ -135,7 +136,7 @@ class ParquetChunk:
                 record[name] = column[row].as_py()
             except UnicodeDecodeError as error:
                 place = f"row {self.first_row + row} ({self.file})"
-                return BadRow("invalid_utf8", f"{place}: invalid UTF-8 at byte {error.start} of column {name!r}")
+                return BadRow(Code.INVALID_UTF8, f"{place}: invalid UTF-8 at byte {error.start} of column {name!r}")
         return record
 
     def head(self, rows: int) -> ParquetChunk:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from data.error_codes import Code
 from data.errors import InputError
 from data.rows import BadRow
 
@@ -24,9 +25,9 @@ def check_type(name: str, found: pa.DataType, ids: bool) -> None:
 def parse_ids(value: Any, vocab_size: int) -> list[int] | BadRow:
     """The token ids in a row's value, or why it has none."""
     if not isinstance(value, list) or not all(type(number) is int for number in value):
-        return BadRow("bad_prompt_ids", "not a list of integers")
+        return BadRow(Code.BAD_PROMPT_IDS, "not a list of integers")
     if not value:
-        return BadRow("blank_prompt", "the list of ids is empty")
+        return BadRow(Code.BLANK_PROMPT, "the list of ids is empty")
     if min(value) < 0 or max(value) >= vocab_size:
-        return BadRow("bad_prompt_ids", f"an id is not in 0 to {vocab_size - 1}")
+        return BadRow(Code.BAD_PROMPT_IDS, f"an id is not in 0 to {vocab_size - 1}")
     return value
