@@ -18,6 +18,7 @@ from data.chunk import Chunk
 from data.errors import InputError, RunError
 from data.formats import Format, sniff
 from data.input_file import InputFile, checked_identity, identity
+from data.json_types import check_keys
 from data.parquet import ParquetSource
 from data.readers import JsonlReader, ParquetReader
 from data.rows import BadRow
@@ -124,6 +125,7 @@ class Dataset:
             for record in chunk.records[:rows]:
                 if not isinstance(record, BadRow):
                     found.update(dict.fromkeys(record))
+                    check_keys(len(found))
             rows -= len(chunk)
             if rows <= 0:
                 break

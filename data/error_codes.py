@@ -53,6 +53,11 @@ class Code(StrEnum):
         "The text is not UTF-8 from the byte on that the message names.",
         "Convert the file to UTF-8; a file of another encoding has this error in most rows.",
     )
+    UNREADABLE_VALUE = (
+        "unreadable_value",
+        "A date or time in the row is beyond the years 1 to 9999, or in a time zone that is not known here.",
+        "Correct the value, or store the column as text; a column that nothing reads may hold it.",
+    )
     TRUNCATED_LINE = (
         "truncated_line",
         "The file's last line ends inside its JSON object.",

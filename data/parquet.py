@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data.arrow_values import UNREADABLE
 from data.error_codes import Code
 from data.errors import InputError, RunError
 from data.rows import BadRow, Record
@@ -164,22 +165,28 @@ class ParquetChunk:
         fixed = [[value] * len(self) for _, value in self.partition]
         try:
             columns = [column.to_pylist() for column in self.batch.columns]
-        except UnicodeDecodeError:
+        except UNREADABLE:
             return [self._record(row) for row in range(len(self))]
         if not names:
             return [{} for _ in range(len(self))]
         return [dict(zip(names, row, strict=True)) for row in zip(*columns, *fixed, strict=True)]
 
     def _record(self, row: int) -> Record | BadRow:
-        """One row on its own, so that invalid UTF-8 (which Parquet writers do not check) costs that row only."""
+        """One row on its own, so that a value which Parquet writers do not check costs that row only."""
         record: dict[str, Any] = dict(self.partition)
         for name, column in zip(self.batch.schema.names, self.batch.columns, strict=True):
             try:
                 record[name] = column[row].as_py()
             except UnicodeDecodeError as error:
-                place = f"row {self.first_row + row} ({self.file})"
-                return BadRow(Code.INVALID_UTF8, f"{place}: invalid UTF-8 at byte {error.start} of column {name!r}")
+                message = f"invalid UTF-8 at byte {error.start} of column {name!r}"
+                return BadRow(Code.INVALID_UTF8, f"{self._place(row)}: {message}")
+            except UNREADABLE:
+                message = f"the {column.type} of column {name!r} is out of range"
+                return BadRow(Code.UNREADABLE_VALUE, f"{self._place(row)}: {message}")
         return record
+
+    def _place(self, row: int) -> str:
+        return f"row {self.first_row + row} ({self.file})"
 
     def head(self, rows: int) -> ParquetChunk:
         """The first `rows` rows."""

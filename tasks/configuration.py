@@ -65,11 +65,27 @@ def _validate(merged: Mapping[str, Mapping[str, Any]], sources: Mapping[str, str
         raise InputError("; ".join(_explain(problem, sources) for problem in error.errors())) from None
     for setting in reference():
         value = merged.get(setting.section, {}).get(setting.key, setting.default)
+        _check_text(setting.name, value, setting.key == "path")
         if not setting.built and value != setting.default:
             raise InputError(
                 f"{setting.name} = {value!r} (from {sources[setting.name]}) is not supported yet: leave it unset"
             )
     return settings
+
+
+def _check_text(name: str, value: Any, is_path: bool) -> None:
+    """InputError for text that no file name, or no prompt, can hold: the command line and Python let it through."""
+    if isinstance(value, str):
+        if is_path and "\0" in value:
+            raise InputError(f"{name} holds a NUL character, which no path can have")
+        if not is_path and any("\ud800" <= character <= "\udfff" for character in value):
+            raise InputError(f"{name} is not valid UTF-8")
+    elif isinstance(value, Mapping):
+        for inner in (*value.keys(), *value.values()):
+            _check_text(name, inner, is_path)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            _check_text(name, inner, is_path)
 
 
 def _explain(problem: Any, sources: Mapping[str, str]) -> str:
