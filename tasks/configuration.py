@@ -102,10 +102,10 @@ def _explain(problem: Any, sources: Mapping[str, str]) -> str:
 
 def _read_file(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise InputError(f"configuration file {path} does not exist") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: not TOML, not UTF-8, an integer of too many digits
         raise InputError(f"configuration file {path} is not valid TOML: {error}") from None
     except OSError as error:
         raise InputError(f"configuration file {path} cannot be read: {error.strerror}") from None
@@ -136,7 +136,8 @@ def _from_sets(sets: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 def _check_section(section: str, values: Any, origin: str) -> None:
     if section not in Settings.model_fields:
-        raise InputError(f"unknown section [{section}] (from {origin}){_nearest(section, Settings.model_fields)}")
+        near = _nearest(section, Settings.model_fields)
+        raise InputError(f"unknown section [{_printable(section)}] (from {origin}){near}")
     if not isinstance(values, Mapping):
         raise InputError(f"[{section}] (from {origin}) is a section, not a value")
 
@@ -144,7 +145,12 @@ def _check_section(section: str, values: Any, origin: str) -> None:
 def _check_key(section: str, key: str, origin: str) -> None:
     names = [setting.name for setting in reference()]
     if f"{section}.{key}" not in names:
-        raise InputError(f"unknown setting {section}.{key} (from {origin}){_nearest(f'{section}.{key}', names)}")
+        name = f"{section}.{key}"
+        raise InputError(f"unknown setting {_printable(name)} (from {origin}){_nearest(name, names)}")
+
+
+def _printable(name: str) -> str:
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in name)
 
 
 def _nearest(name: str, names: Any) -> str:
@@ -163,7 +169,9 @@ def _read_value(section: str, key: str, text: str, origin: str) -> Any:
         return text
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
+        if structured and text.lstrip().startswith("["):
+            raise InputError(f'{section}.{key} (from {origin}) is not a list as TOML writes it: ["a", "b"]') from None
         if any(get_origin(kind) is tuple for kind in kinds):
             return [part.strip() for part in text.split(",") if part.strip()]
         return text

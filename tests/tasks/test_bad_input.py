@@ -127,6 +127,10 @@ SETTINGS: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "an output that is too long": (["output.path=" + "o" * 300], ("output.path", "cannot be used: File name too long")),
     "an output below a file": (["output.path=IN/x.jsonl/out"], ("output.path", "cannot be used: Not a directory")),
     "a prompt that is not UTF-8": (["job.prompt=\udcff"], ("job.prompt is not valid UTF-8",)),
+    "a list that does not end": (['sampling.stop=["a'], ("sampling.stop", "is not a list as TOML writes it")),
+    "a number of 5,000 digits": (["sampling.seed=" + "9" * 5000], ("sampling.seed", "exceeded maximum size")),
+    "a schema nested without end": (["job.schema=" + "{a=" * 5000], ("job.schema", "valid dictionary")),
+    "a key of two lines": (["sampling.a\nb=1"], ("unknown setting sampling.a\\nb",)),
     "a deadline without a zone": (["schedule.deadline=2030-01-01T00:00"], ("schedule.deadline", "zone")),
 }
 
@@ -154,6 +158,10 @@ def test_a_model_whose_files_do_not_belong_together(tmp_path: Path, model: Path)
     refused(tmp_path, words, good(tmp_path), model={"path": str(model)})
 
 
+def header(text: bytes, tensors: int = 0) -> bytes:
+    return len(text).to_bytes(8, "little") + text + bytes(tensors)
+
+
 def test_weights_that_are_not_whole(tmp_path: Path, model: Path) -> None:
     weights = model / "model.safetensors"
     whole = weights.read_bytes()
@@ -161,9 +169,44 @@ def test_weights_that_are_not_whole(tmp_path: Path, model: Path) -> None:
         (whole[:-100], "model.safetensors is truncated or damaged"),
         ((1 << 40).to_bytes(8, "little") + whole[8:], "its header is longer than the file or 100 MiB"),
         (b"\x80\x02pickle", "model.safetensors is not a whole safetensors file"),
+        (header(b"[" * 200_000 + b"]" * 200_000), "invalid safetensors header"),
+        (header(b"{}"), "model.safetensors holds no tensors"),
+        (header(b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [-4, 0]}}'), "invalid safetensors header"),
+        (header(b'{"a": {"dtype": "F32", "shape": [9], "data_offsets": [0, 4]}}', 4), "invalid safetensors header"),
+        (header(b'{"a": {"dtype": "X", "shape": [1], "data_offsets": [0, 4]}}', 4), "invalid safetensors header"),
     ):
         weights.write_bytes(damaged)
         refused(tmp_path, (words,), good(tmp_path), model={"path": str(model)})
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"])
+def test_model_files_that_are_nested_without_end(tmp_path: Path, model: Path, name: str) -> None:
+    (model / name).write_bytes(b"[" * 200_000 + b"]" * 200_000)
+    refused(tmp_path, (name, "not"), good(tmp_path), model={"path": str(model)})
+
+
+@pytest.mark.parametrize("name", ["generation_config.json", "tokenizer.json"])
+def test_model_files_that_would_be_waited_for(tmp_path: Path, model: Path, name: str) -> None:
+    (model / name).unlink()
+    os.mkfifo(model / name)
+    refused(tmp_path, (f"{name} is not a regular file",), good(tmp_path), model={"path": str(model)})
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"max_position_embeddings": 0}, "gives a context length of 0"),
+        ({"rope_scaling": {"type": "linear", "factor": 1e999}}, "gives no context length that can be read"),
+        ({"model_type": "roberta", "pad_token_id": "x"}, "gives no context length that can be read"),
+        ({"vocab_size": "x"}, "gives no vocab_size"),
+    ],
+)
+def test_a_model_configuration_that_makes_no_sense(
+    tmp_path: Path, model: Path, values: dict[str, Any], words: str
+) -> None:
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | values))
+    refused(tmp_path, ("config.json", words), good(tmp_path), model={"path": str(model)})
 
 
 def test_weights_whose_hash_is_not_the_recorded_one(tmp_path: Path, model: Path) -> None:
