@@ -22,8 +22,8 @@ second table and a message that names the place, never the row's text. Rows with
 lists the rows that cannot work without running anything; `overnight infer --retry-errors` computes error rows again.
 
 Compressed input of up to 256 MiB is read to its end before the start. Damage in the middle of a larger one, or of a
-Parquet file whose beginning and end are whole, is found when the rows there are planned: the run then ends with status 1
-and keeps its answers.
+Parquet file whose beginning and end are whole, is found when the rows there are planned: the run then ends with status
+1 and keeps its answers.
 """
 
 
