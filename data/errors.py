@@ -27,3 +27,8 @@ class Held(RuntimeError):
     """Another driver holds the lock of the run or of the output."""
 
     status: ClassVar[ExitStatus] = ExitStatus.HELD
+
+
+def one_line(message: str) -> str:
+    """The message with what a terminal would act on, line ends too, as escapes: names of files may hold anything."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in message)

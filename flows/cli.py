@@ -296,7 +296,9 @@ def _exit_status() -> Iterator[None]:
 
 
 def _fail(message: str, status: int) -> NoReturn:
-    typer.echo(f"overnight: {message}", err=True)
+    from data.errors import one_line
+
+    typer.echo(f"overnight: {one_line(message)}", err=True)
     raise typer.Exit(status)
 
 

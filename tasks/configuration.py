@@ -17,7 +17,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import ValidationError
 
-from data.errors import InputError
+from data.errors import InputError, one_line
 from tasks.settings import Settings, reference
 
 ENVIRONMENT_PREFIX = "OVERNIGHT_"
@@ -137,7 +137,7 @@ def _from_sets(sets: Sequence[str]) -> dict[str, dict[str, Any]]:
 def _check_section(section: str, values: Any, origin: str) -> None:
     if section not in Settings.model_fields:
         near = _nearest(section, Settings.model_fields)
-        raise InputError(f"unknown section [{_printable(section)}] (from {origin}){near}")
+        raise InputError(f"unknown section [{one_line(section)}] (from {origin}){near}")
     if not isinstance(values, Mapping):
         raise InputError(f"[{section}] (from {origin}) is a section, not a value")
 
@@ -146,11 +146,7 @@ def _check_key(section: str, key: str, origin: str) -> None:
     names = [setting.name for setting in reference()]
     if f"{section}.{key}" not in names:
         name = f"{section}.{key}"
-        raise InputError(f"unknown setting {_printable(name)} (from {origin}){_nearest(name, names)}")
-
-
-def _printable(name: str) -> str:
-    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in name)
+        raise InputError(f"unknown setting {one_line(name)} (from {origin}){_nearest(name, names)}")
 
 
 def _nearest(name: str, names: Any) -> str:

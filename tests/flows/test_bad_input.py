@@ -22,7 +22,7 @@ SECRET = "SECRET"
         (link_to_itself, "x.jsonl"),
         (content("x.jsonl.gz", gzip.compress(LINE * 20_000)[:-9]), "x.jsonl.gz is truncated: the gzip data ends early"),
         (content("x.gz", gzip.compress(LINE[:-1] + b" " * (300 << 20) + b"\n")), "taken for a decompression bomb"),
-        (content("x.parquet", LINE), "x.parquet is named Parquet but its content is not"),
+        (content("a\n\x1b[31m.parquet", LINE), r"a\n\x1b[31m.parquet is named Parquet but its content is not"),
     ],
     ids=["fifo", "link", "truncated", "bomb", "parquet"],
 )

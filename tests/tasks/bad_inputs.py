@@ -98,6 +98,12 @@ def loop_of_folders(folder: Path) -> str:
     return str(folder / "in")
 
 
+def name_not_utf8(folder: Path) -> str:
+    (folder / "in").mkdir()
+    (folder / "in" / "\udcff.jsonl").write_bytes(LINE)
+    return str(folder / "in")
+
+
 def parquet_and_jsonl(folder: Path) -> str:
     (folder / "in").mkdir()
     pq.write_table(pa.table({"text": ["hello"]}), folder / "in" / "a.parquet")
@@ -121,6 +127,7 @@ FILES: dict[str, tuple[Bad, tuple[str, ...]]] = {
     "a link to itself": (link_to_itself, ("x.jsonl", "symbolic links")),
     "a broken link": (broken_link, ("x.jsonl does not exist",)),
     "a loop of folders": (loop_of_folders, ("loop is a symbolic link to a folder",)),
+    "a name that is not UTF-8": (name_not_utf8, ("the name is not UTF-8",)),
     "a device": (lambda _: "/dev/zero", ("/dev/zero is not a regular file",)),
     "another scheme": (lambda _: "http://example.com/x.jsonl", ("only", "URLs are read")),
     "truncated Parquet": (parquet_content(lambda data: data[:-20]), ("x.parquet is not a whole Parquet file",)),
