@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from data.arrow_values import records
 from data.lines import dump, extended
 from data.manifest import PartFile
 from data.output import Layout
@@ -72,7 +73,7 @@ def assemble(
         elif dataset.format == "jsonl":
             parts.write(_extended_lines(chunk, added, layout, whole))
         else:
-            parts.write([dump(record) for record in layout.table(chunk, added).to_pylist()])
+            parts.write([dump(record) for record in records(layout.table(chunk, added))])
     outcomes.finish()
     return parts.close(), totals
 

@@ -19,6 +19,7 @@ from data.tokenizer import Tokenizer, read_config
 from data.weights import count_parameters, weight_files
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?\Z")
+_SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 _FETCHED = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
 _NEAR = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 _DEFINES = (
@@ -96,8 +97,15 @@ class Checkpoint:
         return tokenizer
 
     def digests(self) -> dict[str, str]:
-        """sha256 of the `model` (weights and configuration), the `tokenizer` and the chat `template` ("" without)."""
+        """sha256 of the `model` (weights and configuration), the `tokenizer` and the chat `template` ("" without).
+
+        InputError for weights of a hub snapshot whose digest is not the one under which the hub stores them.
+        """
         weights = remembered(self.weights)
+        for path in self.weights:
+            stored = path.resolve()  # the hub's cache names a large file by its sha256
+            if stored.parent.name == "blobs" and _SHA256.match(stored.name) and stored.name != weights[path.name]:
+                raise InputError(f"{path} is damaged: its sha256 is not the one that the hub records; fetch it again")
         template = self.chat_template
         return {
             "model": _digest([*weights.items(), *self._small(_DEFINES)]),

@@ -17,12 +17,16 @@ from data.agreement import agree, distinct, same_schema
 from data.chunk import Chunk
 from data.errors import InputError, RunError
 from data.formats import Format, sniff
-from data.input_file import InputFile, identity
+from data.input_file import InputFile, checked_identity, identity
+from data.json_types import check_keys
 from data.parquet import ParquetSource
 from data.readers import JsonlReader, ParquetReader
 from data.rows import BadRow
 from data.settings import InputSettings
 from data.sources import Source, list_sources
+
+CHECKED_BYTES = 256 << 20
+"""Stored bytes of an input whose compressed files are decompressed once before the start; about five seconds."""
 
 
 class Reader(Protocol):
@@ -121,16 +125,23 @@ class Dataset:
             for record in chunk.records[:rows]:
                 if not isinstance(record, BadRow):
                     found.update(dict.fromkeys(record))
+                    check_keys(len(found))
             rows -= len(chunk)
             if rows <= 0:
                 break
         return tuple(found)
 
     def fingerprint(self) -> tuple[InputFile, ...]:
-        """Read every file once and fill `files` with their sha256. InputError if one cannot be read."""
+        """Read every file once and fill `files` with their sha256. InputError if one cannot be read.
+
+        Compressed files are decompressed on the way where that takes seconds, so that a truncated one or a bomb is
+        found before anything is started; of a larger input, or of its first rows alone, that is left to `chunks`.
+        """
         self._stamps = tuple(source.stamp() for source in self._sources)
+        check = self._settings.limit is None and self.size <= CHECKED_BYTES
         self.files = tuple(
-            replace(file, sha256=identity(source)) for file, source in zip(self.files, self._sources, strict=True)
+            replace(file, sha256=checked_identity(source, file.compression) if check else identity(source))
+            for file, source in zip(self.files, self._sources, strict=True)
         )
         return self.files
 

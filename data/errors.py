@@ -6,14 +6,29 @@ Faults of single rows are not errors: they travel as `data.rows.BadRow` and are 
 
 from __future__ import annotations
 
+from typing import ClassVar
+
+from data.exit_status import ExitStatus
+
 
 class InputError(ValueError):
-    """A setting, an input or a model is wrong; nothing was started (exit status 2)."""
+    """A setting, an input or a model is wrong; nothing was started."""
+
+    status: ClassVar[ExitStatus] = ExitStatus.REFUSED
 
 
 class RunError(RuntimeError):
-    """The run failed after it had started; finished work is kept (exit status 1)."""
+    """The run failed after it had started; finished work is kept."""
+
+    status: ClassVar[ExitStatus] = ExitStatus.FAILED
 
 
 class Held(RuntimeError):
-    """Another driver holds the lock of the run or of the output (exit status 4)."""
+    """Another driver holds the lock of the run or of the output."""
+
+    status: ClassVar[ExitStatus] = ExitStatus.HELD
+
+
+def one_line(message: str) -> str:
+    """The message with what a terminal would act on, line ends too, as escapes: names of files may hold anything."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in message)

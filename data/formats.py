@@ -38,7 +38,11 @@ _OTHERS = {
     b"%PDF": "a PDF file",
     b"\xff\xfe": "UTF-16 text",
     b"\xfe\xff": "UTF-16 text",
+    b"{\0": "UTF-16 text",  # without a byte order mark
+    b"\0": "UTF-16 text or binary data",
+    b"version https://git-lfs": "a Git LFS pointer, not the file itself (git lfs pull fetches it)",
 }
+_JUDGED_LINES = 10  # fewer are left to become error rows, each for itself
 
 
 def sniff(source: Source) -> tuple[Format, Compression]:
@@ -55,13 +59,13 @@ def sniff(source: Source) -> tuple[Format, Compression]:
         return "jsonl", None
     if head[:4] in (b"PAR1", b"PARE"):
         return "parquet", None
-    if name.endswith(_PARQUET_NAMES):
-        raise InputError(f"{source.path} is named Parquet but its content is not")
     compression = _compression(head)
     text = _decompressed_head(source, head, compression)
     for magic, what in _OTHERS.items():
         if text.startswith(magic):
             raise InputError(f"{source.path} is {what}: Parquet and JSONL, plain, gzip or zstd, are read")
+    if name.endswith(_PARQUET_NAMES):
+        raise InputError(f"{source.path} is named Parquet but its content is not")
     if compression and text[:4] == b"PAR1":
         raise InputError(f"{source.path} is a compressed Parquet file: decompress it, Parquet compresses inside")
     _expect_json_lines(source, text, name.removesuffix(".gz").removesuffix(".zst").removesuffix(".zstd"))
@@ -84,7 +88,8 @@ def _head(read: object, size: int) -> bytes:
 def _compression(head: bytes) -> Compression:
     if head[:2] == b"\x1f\x8b":
         return "gzip"
-    return "zstd" if head[:4] == b"\x28\xb5\x2f\xfd" else None
+    skippable = head[1:4] == b"\x2a\x4d\x18" and head[0] & 0xF0 == 0x50  # a zstd frame of notes, as pzstd writes first
+    return "zstd" if skippable or head[:4] == b"\x28\xb5\x2f\xfd" else None
 
 
 def _decompressed_head(source: Source, head: bytes, compression: Compression) -> bytes:
@@ -102,9 +107,17 @@ def _decompressed_head(source: Source, head: bytes, compression: Compression) ->
 
 
 def _expect_json_lines(source: Source, text: bytes, name: str) -> None:
-    lines = [line.strip() for line in text.removeprefix(b"\xef\xbb\xbf").splitlines()]
+    lines = [line.strip() for line in text.removeprefix(b"\xef\xbb\xbf").split(b"\n")]
     lines = [line for line in lines if line]
-    if lines and (lines[0] == b"[" or (lines[0][:2] in (b"[{", b"[ ") and not lines[0].endswith(b"]"))):
+    if not lines:
+        return
+    if lines[0] == b"[" or (lines[0][:2] in (b"[{", b"[ ") and not lines[0].endswith(b"]")):
         raise InputError(f"{source.path} is one JSON array, not JSON lines: write one object a line")
-    if lines and not name.endswith(_JSONL_NAMES) and not any(line[:1] == b"{" for line in lines):
+    if lines[0] == b"{" and len(lines) > 1:
+        raise InputError(f"{source.path} has JSON objects over several lines, not JSON lines: write one object a line")
+    if any(line[:1] == b"{" for line in lines):
+        return
+    if not name.endswith(_JSONL_NAMES):
         raise InputError(f"{source.path} is neither Parquet nor JSON lines")
+    if len(lines) >= _JUDGED_LINES:
+        raise InputError(f"{source.path} is named JSON lines, but none of its first {len(lines)} lines is an object")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from data.formats import Compression, Format
 from data.sources import Partition, Source, unreadable
-from data.streams import BLOCK
+from data.streams import BLOCK, HashedStream, blocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,3 +39,17 @@ def identity(source: Source) -> str:
         except OSError as error:
             raise unreadable(source.path, error) from error
     return digest.hexdigest()
+
+
+def checked_identity(source: Source, compression: Compression) -> str:
+    """`identity`, and InputError if the file cannot be decompressed to its end."""
+    if compression is None or source.version() is not None:
+        return identity(source)
+    stream = HashedStream(source)
+    try:
+        for _ in blocks(stream, compression):
+            pass
+        digest = stream.digest()
+    finally:
+        stream.close()
+    return digest if digest is not None else identity(source)

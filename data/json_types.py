@@ -139,7 +139,7 @@ class JsonTypes:
                 shape = columns.get(name)
                 if shape is None:
                     shape = columns[name] = _Shape()
-                    self._check_count()
+                    check_keys(len(columns))
                 if type(value) is not str or "string" not in shape.kinds:
                     shape.observe(value)
 
@@ -147,7 +147,7 @@ class JsonTypes:
         """Add what `other` has seen; its new columns come after ours. InputError above 10,000 columns."""
         for name, shape in other._columns.items():
             self._columns.setdefault(name, _Shape()).merge(shape)
-        self._check_count()
+        check_keys(len(self._columns))
 
     def schema(self) -> pa.Schema:
         """One nullable field a column, in the order of first appearance."""
@@ -173,9 +173,11 @@ class JsonTypes:
         found = shape.type()
         return pa.field(name, pa.string(), metadata=JSON_TEXT) if found is None else pa.field(name, found)
 
-    def _check_count(self) -> None:
-        if len(self._columns) > MAX_COLUMNS:
-            raise InputError(
-                f"the records have more than {MAX_COLUMNS:,} different keys: put those that vary from row to row into "
-                "one object, or name the ones to read in input.columns"
-            )
+
+def check_keys(count: int) -> None:
+    """InputError if the records have more different keys than a table can have columns."""
+    if count > MAX_COLUMNS:
+        raise InputError(
+            f"the records have more than {MAX_COLUMNS:,} different keys: put those that vary from row to row into "
+            "one object, or name the ones to read in input.columns"
+        )

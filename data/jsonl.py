@@ -8,6 +8,7 @@ refused, because readers of the published result would each resolve them in thei
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -15,6 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from data.error_codes import Code
 from data.errors import RunError
 from data.json_types import is_json_text, json_text
 from data.rows import BadRow, Record
@@ -81,7 +83,7 @@ def _row_text(text: bytes, offset: int) -> bytes:
 class _Refused(ValueError):
     """Raised inside the decoder's hooks. Its message is ours, without text of the row."""
 
-    def __init__(self, code: str, message: str) -> None:
+    def __init__(self, code: Code, message: str) -> None:
         super().__init__(message)
         self.row = BadRow(code, message)
 
@@ -89,15 +91,22 @@ class _Refused(ValueError):
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     record = dict(pairs)
     if len(record) != len(pairs):
-        raise _Refused("duplicate_key", "an object has the same key twice")
+        raise _Refused(Code.DUPLICATE_KEY, "an object has the same key twice")
     return record
 
 
 def _constant(name: str) -> None:
-    raise _Refused("invalid_json", f"{name} is not JSON")
+    raise _Refused(Code.INVALID_JSON, f"{name} is not JSON")
 
 
-_decode = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant).decode
+def _float(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):  # 1e999: JSON allows it, and every reader would make another value of it
+        raise _Refused(Code.INVALID_JSON, "a number is beyond what a float holds")
+    return value
+
+
+_decode = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant, parse_float=_float).decode
 
 
 def parse_line(text: bytes, ended: bool = True) -> dict[str, Any] | BadRow:
@@ -106,12 +115,12 @@ def parse_line(text: bytes, ended: bool = True) -> dict[str, Any] | BadRow:
         decoded = text.decode()
     except UnicodeDecodeError as error:
         if not ended and error.end == len(text) and error.reason == "unexpected end of data":
-            return BadRow("truncated_line", "the last line ends inside a character")
-        return BadRow("invalid_utf8", f"invalid UTF-8 at byte {error.start}")
+            return BadRow(Code.TRUNCATED_LINE, "the last line ends inside a character")
+        return BadRow(Code.INVALID_UTF8, f"invalid UTF-8 at byte {error.start}")
     try:
         record = _decode(decoded)
         if not isinstance(record, dict):
-            return BadRow("not_an_object", f"a JSON {_json_name(record)}, not an object")
+            return BadRow(Code.NOT_AN_OBJECT, f"a JSON {_json_name(record)}, not an object")
         if text.count(b"{") + text.count(b"[") > MAX_DEPTH:
             _check_depth(record)
         if b"\\ud" in text or b"\\uD" in text:
@@ -122,14 +131,14 @@ def parse_line(text: bytes, ended: bool = True) -> dict[str, Any] | BadRow:
     except json.JSONDecodeError as error:
         cut = error.pos >= len(decoded) or (decoded.lstrip()[:1] == "{" and decoded.rstrip()[-1:] != "}")
         if cut and not ended:
-            return BadRow("truncated_line", "the last line ends inside its JSON object")
-        return BadRow("invalid_json", f"{error.msg} at character {error.pos}")
+            return BadRow(Code.TRUNCATED_LINE, "the last line ends inside its JSON object")
+        return BadRow(Code.INVALID_JSON, f"{error.msg} at character {error.pos}")
     except UnicodeEncodeError:
-        return BadRow("invalid_json", "a \\u escape is half of a surrogate pair")
+        return BadRow(Code.INVALID_JSON, "a \\u escape is half of a surrogate pair")
     except RecursionError:
-        return BadRow("invalid_json", f"nested deeper than {MAX_DEPTH} levels")
+        return BadRow(Code.INVALID_JSON, f"nested deeper than {MAX_DEPTH} levels")
     except ValueError:  # int() refuses more than 4300 digits
-        return BadRow("invalid_json", "a number has too many digits")
+        return BadRow(Code.INVALID_JSON, "a number has too many digits")
 
 
 def _json_name(value: Any) -> str:
@@ -148,7 +157,7 @@ def _check_depth(record: dict[str, Any]) -> None:
         ]
         if not level:
             return
-    raise _Refused("invalid_json", f"nested deeper than {MAX_DEPTH} levels")
+    raise _Refused(Code.INVALID_JSON, f"nested deeper than {MAX_DEPTH} levels")
 
 
 @dataclass
@@ -171,7 +180,7 @@ class JsonlChunk:
 
     def _record(self, line: Line) -> Record | BadRow:
         if line.text is None:
-            found: dict[str, Any] | BadRow = BadRow("line_too_long", f"longer than {MAX_LINE >> 20} MiB")
+            found: dict[str, Any] | BadRow = BadRow(Code.LINE_TOO_LONG, f"longer than {MAX_LINE >> 20} MiB")
         else:
             found = parse_line(line.text, line.ended)
         if isinstance(found, BadRow):
@@ -180,7 +189,7 @@ class JsonlChunk:
             found = {name: value for name, value in found.items() if name in self.columns}
         for name, value in self.partition:
             if name in found:
-                return BadRow("duplicate_key", f"line {line.number} of {self.file}: key is also a folder's name")
+                return BadRow(Code.DUPLICATE_KEY, f"line {line.number} of {self.file}: key is also a folder's name")
             found[name] = value
         return found
 

@@ -19,11 +19,13 @@ _OFFSET = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "xm
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file, empty if the file does not exist. InputError if it is something else."""
+    if path.exists() and not path.is_file():  # opening a FIFO would wait for ever
+        raise InputError(f"{path} is not a regular file")
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
         raise InputError(f"{path} is not a JSON object")
@@ -42,6 +44,18 @@ def context_length(folder: Path, config: Mapping[str, Any]) -> int:
     The least of what the positions allow and what sentence-transformers was told; a stretched rotary embedding counts
     as stretched. The tokenizer's model_max_length serves only models without positions of their own.
     """
+    try:
+        length = _context_length(folder, config)
+    except (ValueError, TypeError, OverflowError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{folder / 'config.json'} gives no context length that can be read: {error}") from error
+    if length < 1:
+        raise InputError(f"{folder / 'config.json'} gives a context length of {length}")
+    return length
+
+
+def _context_length(folder: Path, config: Mapping[str, Any]) -> int:
     inner = text_config(config)
     positions = next((inner[name] for name in _CONTEXT if isinstance(inner.get(name), int)), None)
     if positions is not None:
@@ -54,10 +68,7 @@ def context_length(folder: Path, config: Mapping[str, Any]) -> int:
             raise InputError(f"{folder / 'config.json'} gives no context length: set max_position_embeddings in it")
         positions = declared
     sentence = read_json(folder / "sentence_bert_config.json").get("max_seq_length")
-    length = min(positions, sentence) if isinstance(sentence, int) else positions
-    if length < 1:
-        raise InputError(f"{folder / 'config.json'} gives a context length of {length}")
-    return int(length)
+    return int(min(positions, sentence) if isinstance(sentence, int) else positions)
 
 
 def _stretched(config: Mapping[str, Any], positions: int) -> int:
@@ -80,7 +91,9 @@ def stop_ids(folder: Path, config: Mapping[str, Any]) -> tuple[int, ...]:
         if isinstance(found, int):
             return (found,)
         if isinstance(found, list) and found:
-            return tuple(int(number) for number in found)
+            if not all(type(number) is int for number in found):
+                raise InputError(f"eos_token_id in {folder} is not a list of token ids")
+            return tuple(found)
     return ()
 
 

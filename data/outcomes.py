@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from data.error_codes import Code
 from data.errors import RunError
 from data.ledger import Commit, Ledger, read_results
 from data.results import ERROR
@@ -22,7 +23,6 @@ from data.row_order import RowOrder
 from data.run_folder import RunFolder
 from data.window import Window, read_table
 
-DEADLINE = "deadline"
 _BATCH_ROWS = 8192
 
 
@@ -84,7 +84,7 @@ class Outcomes:
         missing = pa.array(absent)
         pad = rows - plan.num_rows
         late = "no answer before the deadline; run the same command again to finish"
-        for name, otherwise in (("code", DEADLINE), ("message", late)):
+        for name, otherwise in (("code", Code.DEADLINE), ("message", late)):
             planned = pa.concat_arrays([plan[name].combine_chunks(), pa.nulls(pad, pa.string())])
             filled = pc.if_else(missing, pc.fill_null(planned, otherwise), found[name].combine_chunks())
             found = found.set_column(found.schema.get_field_index(name), name, filled)

@@ -7,7 +7,7 @@ batches. Values go to Python only for the columns that a prompt reads.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -15,6 +15,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data.arrow_values import UNREADABLE
+from data.error_codes import Code
 from data.errors import InputError, RunError
 from data.rows import BadRow, Record
 from data.sources import Partition, Source
@@ -24,6 +26,7 @@ CHUNK_BYTES = 16 << 20
 MAX_RATIO = 1000  # decompressed to stored bytes; dictionaries and run lengths of real tables stay far below
 RATIO_FROM = 1 << 30
 MAX_BATCH_BYTES = 2 << 30
+STEP_BYTES = 1 << 30  # what one reading step can come to at the very worst, by the footer
 
 
 class ParquetSource:
@@ -80,16 +83,57 @@ class ParquetSource:
         stored = sum(self._group_bytes(group) for group in groups)
         rows = sum(metadata.row_group(group).num_rows for group in groups)
         size = max(1, min(CHUNK_ROWS, CHUNK_BYTES * rows // max(stored, 1)))
+        step = max(1, min(size, STEP_BYTES // max(self._largest_value(groups, columns), 1)))
+        decoded = 0
         try:
-            for batch in self._file.iter_batches(size, row_groups=groups, columns=list(columns), use_threads=False):
-                if batch.nbytes > MAX_BATCH_BYTES:
-                    raise InputError(f"{self.source.path}: {batch.num_rows} rows take more than 2 GiB in memory")
+            batches = self._file.iter_batches(step, row_groups=groups, columns=list(columns), use_threads=False)
+            for batch in batches if step == size else _joined(batches, size):
+                decoded += batch.nbytes
+                self._check_decoded(batch, decoded)
                 skipped = min(first_row, batch.num_rows)
                 first_row -= skipped
                 if batch.num_rows > skipped:
                     yield batch.slice(skipped).select(list(columns))
         except (OSError, pa.ArrowException) as error:
             raise _damaged(self.source, error) from error
+
+    def _largest_value(self, groups: Sequence[int], columns: Sequence[str]) -> int:
+        """An upper bound of the bytes of one text: a dictionary page can hold a single one that every row repeats."""
+        metadata = self._file.metadata
+        leaves = [metadata.schema.column(leaf) for leaf in range(metadata.num_columns)]
+        texts = [
+            leaf
+            for leaf, column in enumerate(leaves)
+            if column.physical_type == "BYTE_ARRAY"
+            and any(column.path == name or column.path.startswith(f"{name}.") for name in columns)
+        ]
+        sizes = [metadata.row_group(group).column(leaf).total_uncompressed_size for group in groups for leaf in texts]
+        return max(sizes, default=0)
+
+    def _check_decoded(self, batch: pa.RecordBatch, decoded: int) -> None:
+        """InputError for what the footer does not tell: rows that repeat one long text cost it a bit each."""
+        if batch.nbytes > MAX_BATCH_BYTES:
+            raise InputError(f"{self.source.path}: {batch.num_rows} rows take more than 2 GiB in memory")
+        if decoded > RATIO_FROM and decoded > MAX_RATIO * self.source.size:
+            raise InputError(
+                f"{self.source.path} decodes to more than {MAX_RATIO} times its {self.source.size:,} bytes: "
+                "it is taken for a decompression bomb"
+            )
+
+
+def _joined(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.RecordBatch]:
+    """Small batches put together up to so many rows or about 16 MiB."""
+    held: list[pa.RecordBatch] = []
+    count = size = 0
+    for batch in batches:
+        held.append(batch)
+        count += batch.num_rows
+        size += batch.nbytes
+        if count >= rows or size >= CHUNK_BYTES:
+            yield pa.concat_batches(held)
+            held, count, size = [], 0, 0
+    if held:
+        yield pa.concat_batches(held)
 
 
 def _damaged(source: Source, error: Exception) -> InputError:
@@ -121,22 +165,28 @@ class ParquetChunk:
         fixed = [[value] * len(self) for _, value in self.partition]
         try:
             columns = [column.to_pylist() for column in self.batch.columns]
-        except UnicodeDecodeError:
+        except UNREADABLE:
             return [self._record(row) for row in range(len(self))]
         if not names:
             return [{} for _ in range(len(self))]
         return [dict(zip(names, row, strict=True)) for row in zip(*columns, *fixed, strict=True)]
 
     def _record(self, row: int) -> Record | BadRow:
-        """One row on its own, so that invalid UTF-8 (which Parquet writers do not check) costs that row only."""
+        """One row on its own, so that a value which Parquet writers do not check costs that row only."""
         record: dict[str, Any] = dict(self.partition)
         for name, column in zip(self.batch.schema.names, self.batch.columns, strict=True):
             try:
                 record[name] = column[row].as_py()
             except UnicodeDecodeError as error:
-                place = f"row {self.first_row + row} ({self.file})"
-                return BadRow("invalid_utf8", f"{place}: invalid UTF-8 at byte {error.start} of column {name!r}")
+                message = f"invalid UTF-8 at byte {error.start} of column {name!r}"
+                return BadRow(Code.INVALID_UTF8, f"{self._place(row)}: {message}")
+            except UNREADABLE:
+                message = f"the {column.type} of column {name!r} is out of range"
+                return BadRow(Code.UNREADABLE_VALUE, f"{self._place(row)}: {message}")
         return record
+
+    def _place(self, row: int) -> str:
+        return f"row {self.first_row + row} ({self.file})"
 
     def head(self, rows: int) -> ParquetChunk:
         """The first `rows` rows."""

@@ -13,6 +13,7 @@ from typing import Any
 
 from data.chat import ROLES, ChatTemplate
 from data.checkpoint import Checkpoint
+from data.error_codes import Code
 from data.errors import InputError
 from data.rows import BadRow
 from data.settings import ChatMessage, JobSettings
@@ -23,7 +24,7 @@ from data.tokenizer import Tokenizer
 class Refused(Exception):
     """A row that has no prompt."""
 
-    def __init__(self, code: str, message: str) -> None:
+    def __init__(self, code: Code, message: str) -> None:
         super().__init__(message)
         self.row = BadRow(code, message)
 
@@ -121,14 +122,14 @@ class PromptText:
     def _compose(self, contents: Sequence[str], record: Mapping[str, Any]) -> str:
         if self._chat is None:
             if not contents[0].strip():
-                raise Refused("blank_prompt", "the prompt is blank")
+                raise Refused(Code.BLANK_PROMPT, "the prompt is blank")
             return contents[0]
         roles = [role.render(record) for role in self._roles]
         if not all(role in ROLES for role in roles):
-            raise Refused("unknown_role", f"the role of a message is none of {', '.join(ROLES)}")
+            raise Refused(Code.UNKNOWN_ROLE, f"the role of a message is none of {', '.join(ROLES)}")
         asked = [text for role, text in zip(roles, contents, strict=True) if role not in ("system", "developer")]
         if not any(text.strip() for text in asked or contents):
-            raise Refused("blank_prompt", "the messages are blank")
+            raise Refused(Code.BLANK_PROMPT, "the messages are blank")
         return self._chat.render([{"role": role, "content": text} for role, text in zip(roles, contents, strict=True)])
 
     def _holds_special(self, contents: Sequence[str], record: Mapping[str, Any]) -> bool:

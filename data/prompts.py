@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from data.checkpoint import Checkpoint
+from data.error_codes import Code
 from data.errors import InputError
 from data.prompt_columns import check_type, parse_ids
 from data.prompt_text import PromptText, Refused
@@ -41,7 +42,7 @@ class Prompts:
     scored_from: list[int] | None = None
     errors: dict[int, BadRow] = field(default_factory=dict)
 
-    def refuse(self, row: int, code: str, message: str) -> None:
+    def refuse(self, row: int, code: Code, message: str) -> None:
         """Make `row` an error row."""
         self.ids[row] = _NO_IDS
         self.errors[row] = BadRow(code, message)
@@ -160,7 +161,7 @@ class Prompter:
             try:
                 text, guards = source.text(record)
             except TemplateFailed as error:
-                prompts.refuse(row, "template_error", str(error))
+                prompts.refuse(row, Code.TEMPLATE_ERROR, str(error))
                 continue
             except Refused as error:
                 prompts.errors[row] = error.row
@@ -175,7 +176,7 @@ class Prompter:
                 if len(ids) > self._room:
                     self._too_long(source, row, records[row], prompts, ids)
                 elif len(ids) == 0:
-                    prompts.refuse(row, "blank_prompt", "the prompt has no tokens")
+                    prompts.refuse(row, Code.BLANK_PROMPT, "the prompt has no tokens")
 
     def _too_long(self, source: PromptText, row: int, record: Record, prompts: Prompts, ids: Ids | None) -> None:
         """Shorten the prompt of a row where that is asked for, else make it an error row."""
@@ -228,7 +229,7 @@ class Prompter:
         closing = len(self._tokenizer.suffix) if self._text.framed and not self._text.empty else 0
         for row, text, scored in zip(rows, kept, self._tokenizer.encode_literal(kept), strict=True):
             if not text.strip() or not len(scored):
-                prompts.refuse(row, "blank_prompt", f"column {column.column!r} is blank")
+                prompts.refuse(row, Code.BLANK_PROMPT, f"column {column.column!r} is blank")
                 continue
             start = opening if self._text.empty else prompts.ids[row][: len(prompts.ids[row]) - closing]
             if len(start) + len(scored) > self._context and not self._truncate:
@@ -241,4 +242,4 @@ class Prompter:
         had = "" if length is None else f" of {length:,} tokens"
         limit = self._context if self._scored else self._room
         message = f"a prompt{had} in a context of {self._context:,}, which leaves it {limit:,}"
-        prompts.refuse(row, "prompt_too_long", message)
+        prompts.refuse(row, Code.PROMPT_TOO_LONG, message)

@@ -10,13 +10,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from data.error_codes import Code
+
 
 @dataclass(frozen=True, slots=True)
 class BadRow:
-    """A row that has no answer. `code` is one of the published error codes, `message` one line without row text."""
+    """A row that has no answer. `message` is one line without row text."""
 
-    code: str
+    code: Code
     message: str
+
+    def __post_init__(self) -> None:
+        """ValueError for a code that is not registered."""
+        object.__setattr__(self, "code", Code.registered(self.code))
 
 
 Record: TypeAlias = Mapping[str, Any]

@@ -95,6 +95,9 @@ def list_sources(path: str) -> tuple[Source, ...]:
         found = list(_remote(path))
     if not found:
         raise InputError(f"{path} holds no input file (names beginning with _ or . are skipped)")
+    for source in found:
+        if any("\ud800" <= character <= "\udfff" for character in source.relative):
+            raise InputError(f"{source.path}: the name is not UTF-8, so that no message or column could hold it")
     return tuple(sorted(found, key=lambda source: os.fsencode(source.relative)))
 
 

@@ -38,6 +38,8 @@ class Tokenizer:
     def __init__(self, folder: Path) -> None:
         """InputError if tokenizer.json is missing or invalid."""
         path = folder / "tokenizer.json"
+        if path.exists() and not path.is_file():  # opening a FIFO would wait for ever
+            raise InputError(f"{path} is not a regular file")
         try:
             text = path.read_text(encoding="utf-8")
             self._tokenizer = RustTokenizer.from_str(text)
@@ -156,7 +158,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         if path.is_file():
             try:
                 merged.update(json.loads(path.read_text(encoding="utf-8")))
-            except (ValueError, TypeError) as error:
+            except (ValueError, TypeError, RecursionError) as error:
                 raise InputError(f"{path} is not a JSON object: {error}") from error
     return merged
 

@@ -12,6 +12,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from data.errors import InputError
 
 _MAX_HEADER = 100 << 20  # the limit of the safetensors library itself
@@ -36,19 +38,21 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
 
 
 def count_parameters(files: tuple[Path, ...]) -> int:
-    """Elements of all tensors. InputError naming a file whose header is invalid or does not match its size."""
+    """Elements of all tensors. InputError: there are none, or a header is invalid or does not match its file's size."""
     sizes: dict[str, int] = {}
     for path in files:
         for name, tensor in _header(path).items():
             if name != "__metadata__":
                 sizes[name] = math.prod(tensor["shape"])
+    if not sizes:
+        raise InputError(f"{files[0]} holds no tensors")
     return sum(sizes.values())
 
 
 def _indexed(index: Path) -> list[str]:
     try:
         names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise InputError(f"{index} is not a valid weight index") from error
     if not all(isinstance(name, str) for name in names):
         raise InputError(f"{index} is not a valid weight index")
@@ -80,8 +84,12 @@ def _header(path: Path) -> dict[str, Any]:
         ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
         shapes = [tensor["shape"] for name, tensor in header.items() if name != "__metadata__"]
         whole = 8 + length + max(ends, default=0) == size and all(dim >= 0 for shape in shapes for dim in shape)
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{path} has an invalid safetensors header") from error
     if not whole:
         raise InputError(f"{path} is truncated or damaged: its tensors do not end where the file does")
-    return header
+    try:
+        with safe_open(path, framework="np"):  # the library's own checks: types, and sizes against offsets
+            return header
+    except SafetensorError as error:
+        raise InputError(f"{path} has an invalid safetensors header: {error}") from error

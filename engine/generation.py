@@ -26,7 +26,7 @@ from engine.model import steady_positions
 from engine.pace import Pace
 from engine.paged import BLOCK, NULL_BLOCK
 from engine.recovery import Recovery, Shortage
-from engine.request import Completion, Request
+from engine.request import Completion, Failure, Request
 from engine.sampling import NOT_A_NUMBER
 from engine.scheduler import Scheduler
 from engine.sequence import Sequence
@@ -141,7 +141,7 @@ class Generator:
         counts = self._counts | {"shared_tokens": self._scheduler.shared_tokens, "swaps": self._scheduler.swaps}
         return {name: float(count) for name, count in counts.items()} | self._seconds
 
-    def _invalid(self, prompt: np.ndarray, room: int) -> tuple[str, str] | None:
+    def _invalid(self, prompt: np.ndarray, room: int) -> tuple[Failure, str] | None:
         if not len(prompt):
             return "blank_prompt", "the prompt has no tokens"
         if room < 1:
@@ -160,7 +160,7 @@ class Generator:
             self._folds[sequence.key, sequence.max_tokens] = sequence
         return True
 
-    def _refuse(self, request: Request, code: str, message: str) -> None:
+    def _refuse(self, request: Request, code: Failure, message: str) -> None:
         self._counts["errors"] += 1
         self._refused.append(Completion(request.id, error=(code, message), prompt_tokens=len(request.prompt)))
 

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 
 from engine.model import resolve_dtype
 from engine.packing import Pack, common_beginning, pack
-from engine.request import Completion, Request
+from engine.request import Completion, Failure, Request
 from engine.settings import EngineSettings
 from engine.trie import Trie
 from engine.trunk import ModuleTrunk, Trunk
@@ -160,7 +160,7 @@ class PrefillEngine(ABC):
         self._plan(sorted([*failed.indices, *behind]))
 
 
-def failure(request: Request, code: str, message: str) -> Completion:
+def failure(request: Request, code: Failure, message: str) -> Completion:
     """The completion of a request that has no result."""
     return Completion(id=request.id, prompt_tokens=len(request.prompt), error=(code, message))
 

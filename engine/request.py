@@ -12,6 +12,9 @@ from typing import Literal, Protocol
 
 import numpy as np
 
+Failure = Literal["bad_prompt_ids", "blank_prompt", "nan_logits", "out_of_memory", "prompt_too_long"]
+"""Why a request has no result."""
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -41,7 +44,8 @@ class Completion:
     token_ids: list[int] = field(default_factory=list)
     finish_reason: Literal["stop", "length"] | None = None
     stop: str | None = None
-    error: tuple[str, str] | None = None
+    error: tuple[Failure, str] | None = None
+    """The failure, and one line about it without text of the prompt."""
     probabilities: list[float] | None = None
     embedding: np.ndarray | None = None
     logprob: float | None = None

@@ -79,6 +79,7 @@ def infer(
     retry_errors: Retry = False,
 ) -> None:
     """Answer every row of a dataset and publish the result. Running it again resumes."""
+    from data.exit_status import ExitStatus
     from tasks.job import RunOptions, prepare
 
     with _exit_status():
@@ -87,7 +88,8 @@ def infer(
         job = prepare(settings, options, datetime.now(), _resume_command())
         report = _answer(job, config)
     _print(report)
-    raise typer.Exit({"completed": 0, "partial": 3}.get(report.state, 1))
+    ended = {"completed": ExitStatus.COMPLETE, "partial": ExitStatus.PARTIAL}
+    raise typer.Exit(ended.get(report.state, ExitStatus.FAILED))
 
 
 @app.command(cls=SettingsHelp)
@@ -281,21 +283,22 @@ def _answer(job: Job, config: Path | None) -> RunReport:
 def _exit_status() -> Iterator[None]:
     """Turn the errors a user can meet into one line and the exit status of their kind."""
     from data.errors import Held, InputError, RunError
+    from data.exit_status import ExitStatus
 
     try:
         yield
-    except InputError as error:
-        _fail(str(error), 2)
-    except Held as error:
-        _fail(str(error), 4)
-    except (RunError, OSError) as error:
-        _fail(str(error), 1)
+    except (InputError, RunError, Held) as error:
+        _fail(str(error), error.status)
+    except OSError as error:
+        _fail(str(error), ExitStatus.FAILED)
     except KeyboardInterrupt:
-        _fail("interrupted", 130)
+        _fail("interrupted", ExitStatus.INTERRUPTED)
 
 
 def _fail(message: str, status: int) -> NoReturn:
-    typer.echo(f"overnight: {message}", err=True)
+    from data.errors import one_line
+
+    typer.echo(f"overnight: {one_line(message)}", err=True)
     raise typer.Exit(status)
 
 

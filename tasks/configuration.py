@@ -17,7 +17,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import ValidationError
 
-from data.errors import InputError
+from data.errors import InputError, one_line
 from tasks.settings import Settings, reference
 
 ENVIRONMENT_PREFIX = "OVERNIGHT_"
@@ -65,11 +65,27 @@ def _validate(merged: Mapping[str, Mapping[str, Any]], sources: Mapping[str, str
         raise InputError("; ".join(_explain(problem, sources) for problem in error.errors())) from None
     for setting in reference():
         value = merged.get(setting.section, {}).get(setting.key, setting.default)
+        _check_text(setting.name, value, setting.key == "path")
         if not setting.built and value != setting.default:
             raise InputError(
                 f"{setting.name} = {value!r} (from {sources[setting.name]}) is not supported yet: leave it unset"
             )
     return settings
+
+
+def _check_text(name: str, value: Any, is_path: bool) -> None:
+    """InputError for text that no file name, or no prompt, can hold: the command line and Python let it through."""
+    if isinstance(value, str):
+        if is_path and "\0" in value:
+            raise InputError(f"{name} holds a NUL character, which no path can have")
+        if not is_path and any("\ud800" <= character <= "\udfff" for character in value):
+            raise InputError(f"{name} is not valid UTF-8")
+    elif isinstance(value, Mapping):
+        for inner in (*value.keys(), *value.values()):
+            _check_text(name, inner, is_path)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            _check_text(name, inner, is_path)
 
 
 def _explain(problem: Any, sources: Mapping[str, str]) -> str:
@@ -86,10 +102,10 @@ def _explain(problem: Any, sources: Mapping[str, str]) -> str:
 
 def _read_file(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise InputError(f"configuration file {path} does not exist") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: not TOML, not UTF-8, an integer of too many digits
         raise InputError(f"configuration file {path} is not valid TOML: {error}") from None
     except OSError as error:
         raise InputError(f"configuration file {path} cannot be read: {error.strerror}") from None
@@ -120,7 +136,8 @@ def _from_sets(sets: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 def _check_section(section: str, values: Any, origin: str) -> None:
     if section not in Settings.model_fields:
-        raise InputError(f"unknown section [{section}] (from {origin}){_nearest(section, Settings.model_fields)}")
+        near = _nearest(section, Settings.model_fields)
+        raise InputError(f"unknown section [{one_line(section)}] (from {origin}){near}")
     if not isinstance(values, Mapping):
         raise InputError(f"[{section}] (from {origin}) is a section, not a value")
 
@@ -128,7 +145,8 @@ def _check_section(section: str, values: Any, origin: str) -> None:
 def _check_key(section: str, key: str, origin: str) -> None:
     names = [setting.name for setting in reference()]
     if f"{section}.{key}" not in names:
-        raise InputError(f"unknown setting {section}.{key} (from {origin}){_nearest(f'{section}.{key}', names)}")
+        name = f"{section}.{key}"
+        raise InputError(f"unknown setting {one_line(name)} (from {origin}){_nearest(name, names)}")
 
 
 def _nearest(name: str, names: Any) -> str:
@@ -147,7 +165,9 @@ def _read_value(section: str, key: str, text: str, origin: str) -> Any:
         return text
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
+        if structured and text.lstrip().startswith("["):
+            raise InputError(f'{section}.{key} (from {origin}) is not a list as TOML writes it: ["a", "b"]') from None
         if any(get_origin(kind) is tuple for kind in kinds):
             return [part.strip() for part in text.split(",") if part.strip()]
         return text

@@ -7,6 +7,7 @@ the run. Paths, workers, output, schedule, cache, monitoring and budgets are not
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
 from datetime import UTC, datetime, time
 from pathlib import Path
@@ -226,7 +227,7 @@ def _check_sections(settings: Settings) -> None:
 def _check_columns(settings: Settings, prompter: Prompter, dataset: Dataset, checkpoint: Checkpoint) -> None:
     """What the job reads must be there, and what it adds must not. Of JSONL the first rows tell."""
     columns = dataset.sample_columns()
-    if not columns:  # no rows, or none that can be read: those become error rows, each for itself
+    if not columns and dataset.schema is None:  # no rows, or none that can be read: each becomes an error row
         return
     prompter.check(columns, dataset.schema)
     expected = settings.job.expected
@@ -253,9 +254,16 @@ def results_of(settings: Settings, checkpoint: Checkpoint) -> pa.Schema:
 
 
 def _check_places(settings: Settings) -> None:
+    try:
+        os.lstat(settings.output.path)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise InputError(f"output.path {settings.output.path} cannot be used: {error.strerror}") from error
     if "://" in settings.input.path:
         return
-    source, target = Path(settings.input.path).resolve(), Path(settings.output.path).resolve()
+    # Not Path.resolve, which gives up on a link that leads to itself; the input's listing names that one.
+    source, target = (Path(os.path.realpath(path)) for path in (settings.input.path, settings.output.path))
     if target == source or source in target.parents:
         raise InputError(f"output.path {settings.output.path} lies inside input.path {settings.input.path}")
     if target in source.parents:

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from data.error_codes import Code
 from data.manifest import Manifest
-from data.outcomes import DEADLINE
 from data.output import ERROR_TYPE
 from data.plan import rows_without_prompt
 from data.target import Target
@@ -46,9 +46,9 @@ def partial_message(run: OpenRun, manifest: Manifest) -> str | None:
             if again
             else None
         )
-    answered = f"{manifest.errors.get(DEADLINE, 0):,} of {manifest.rows:,} rows had no answer at the deadline"
+    answered = f"{manifest.errors.get(Code.DEADLINE, 0):,} of {manifest.rows:,} rows had no answer at the deadline"
     done = run.answered_rows
-    kept = done - (manifest.rows - manifest.errors.get(DEADLINE, 0))
+    kept = done - (manifest.rows - manifest.errors.get(Code.DEADLINE, 0))
     return answered + (f"; {kept:,} of them are answered since and kept for the complete result" if kept > 0 else "")
 
 

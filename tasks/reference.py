@@ -1,6 +1,6 @@
 """The reference of all settings, made from their definitions: for `--help`, config.toml and docs/configuration.md.
 
-`python -m tasks.reference` writes the two files; a test holds them against the definitions.
+`python -m tasks.reference` writes these files and docs/errors.md; a test holds them against the definitions.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
+from tasks.error_reference import ERRORS_PATH, errors_text
 from tasks.settings import Setting, Settings, reference
 
 CONFIG_PATH = Path(__file__).parent.parent / "config.toml"
@@ -95,9 +96,10 @@ def _type_name(annotation: Any) -> str:
 
 
 def main() -> None:
-    """Write both files."""
+    """Write all three files."""
     CONFIG_PATH.write_text(config_text(), encoding="utf-8")
     DOCUMENT_PATH.write_text(document_text(), encoding="utf-8")
+    ERRORS_PATH.write_text(errors_text(), encoding="utf-8")
 
 
 if __name__ == "__main__":

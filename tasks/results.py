@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from data.error_codes import Code
 from data.results import result_schema
 from data.tokenizer import Tokenizer
 from engine.request import Completion
@@ -36,7 +37,7 @@ class ResultTable:
             "slot": np.arange(sequences, dtype=np.int32),
             "output": [self._text(completion) for completion in completions],
             "status": ["ok" if error is None else "error" for error in errors],
-            "code": [error and error[0] for error in errors],
+            "code": [error and Code.registered(error[0]) for error in errors],
             "message": [error and error[1] for error in errors],
             "finish_reason": [None if c.error else c.finish_reason for c in completions],
             "input_tokens": [completion.prompt_tokens for completion in completions],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from typing import Any
 
 import pyarrow as pa
@@ -33,6 +32,8 @@ def code(text: bytes, ended: bool = True) -> str:
         (b'{"b": {"a": 1, "a": 2}}', "duplicate_key"),
         (b'{"a": NaN}', "invalid_json"),
         (b'{"a": -Infinity}', "invalid_json"),
+        (b'{"a": [1e400]}', "invalid_json"),
+        (b'{"a": -1e999}', "invalid_json"),
         (b'{"a": "\xff"}', "invalid_utf8"),
         (b'{"a": "\xed\xa0\x80"}', "invalid_utf8"),
         (b'{"a": "\\ud800"}', "invalid_json"),
@@ -190,9 +191,3 @@ def test_groups_are_bounded_in_rows_and_bytes() -> None:
     assert [len(group) for group in group_lines(small)] == [8192, 8192, 3616]
     large = [Line(b"x" * (9 << 20), n, 0, True) for n in range(4)]
     assert [len(group) for group in group_lines(large)] == [2, 2]
-
-
-def test_floats_are_what_python_reads() -> None:
-    found = parse_line(b'{"a": 1e400}')
-    assert isinstance(found, dict)
-    assert math.isinf(found["a"])

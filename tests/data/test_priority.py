@@ -164,7 +164,7 @@ def test_a_row_without_a_number_comes_last() -> None:
         {"urgent": None, "tier": "gold"},
         {"urgent": "high", "tier": "gold"},
         {"tier": "gold"},
-        BadRow("bad_json", "not JSON"),
+        BadRow("invalid_json", "not JSON"),
         {"urgent": True, "tier": ""},
     ]
     none = -math.inf

@@ -8,6 +8,7 @@ import pytest
 
 from data.errors import InputError
 from tasks.configuration import load_settings
+from tasks.error_reference import ERRORS_PATH, errors_text
 from tasks.reference import CONFIG_PATH, DOCUMENT_PATH, config_text, document_text
 from tasks.settings import Settings, reference, set_explicitly
 
@@ -88,6 +89,32 @@ def test_a_wrong_file_is_named(tmp_path: Path) -> None:
         load_settings(broken, environment={})
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"[job]\nprompt = " + b"[" * 20_000 + b"]" * 20_000, "is not valid TOML"),
+        (b"[sampling]\nseed = " + b"9" * 5000, "is not valid TOML"),
+        ("[sampling]\nseed = 1".encode("utf-16"), "is not valid TOML"),
+        (b"[sampling]\nseed = 1\nseed = 2", "is not valid TOML"),
+        (b"sampling = 1", "[sampling] (from"),
+        (b'[sampling]\n"a\\nb" = 1', r"unknown setting sampling.a\nb"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path, content: bytes, words: str) -> None:
+    path = tmp_path / "config.toml"
+    path.write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        load_settings(path, environment={})
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_byte_order_mark_and_other_line_ends_are_fine(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_bytes(b"\xef\xbb\xbf[sampling]\r\nseed = 7\r\n")
+    assert load_settings(path, environment={}).sampling.seed == 7
+
+
 def test_only_what_was_given_overrides() -> None:
     given = Settings.model_validate({"sampling": {"seed": 5}, "job": {"schema": None}})
     assert set_explicitly(given) == {"sampling": {"seed": 5}, "job": {"schema": None}}
@@ -96,6 +123,7 @@ def test_only_what_was_given_overrides() -> None:
 def test_the_written_reference_is_the_current_one() -> None:
     assert CONFIG_PATH.read_text(encoding="utf-8") == config_text(), "make format writes it"
     assert DOCUMENT_PATH.read_text(encoding="utf-8") == document_text(), "make format writes it"
+    assert ERRORS_PATH.read_text(encoding="utf-8") == errors_text(), "make format writes it"
 
 
 def test_the_default_file_gives_the_defaults() -> None:
