@@ -23,6 +23,7 @@ from prefect.tasks import exponential_backoff
 from prefect.utilities.annotations import quote
 
 from data.errors import RunError
+from data.histogram import add
 from data.publish import publish, published_base
 from data.retry import plan_retry
 from data.shards import Shard
@@ -150,7 +151,13 @@ def publish_result(run: OpenRun) -> RunReport:
         resumed_rows=run.resumed_rows,
         hits=run.hits,
     )
-    return replace(report, finish_spread=run.progress.record.finish_spread)
+    record = run.progress.record
+    return replace(
+        report,
+        finish_spread=record.finish_spread,
+        prompt_lengths=add(window.lengths for window in run.windows),
+        answer_lengths=record.lengths,
+    )
 
 
 def final_state(report: RunReport) -> RunReport | State[RunReport]:
