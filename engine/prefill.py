@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from engine.faults import out_of_memory
 from engine.model import resolve_dtype
 from engine.packing import Pack, common_beginning, pack
 from engine.request import Completion, Failure, Request
@@ -128,7 +129,9 @@ class PrefillEngine(ABC):
         requests = [self._requests[index] for index in pack.indices]
         try:
             answer = self._forward(pack, requests)
-        except torch.OutOfMemoryError:
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
             answer = None
         if answer is None:
             self._shrink(pack)

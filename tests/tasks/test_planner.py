@@ -35,7 +35,7 @@ class Queue:
         self.shards: list[str] = []
         self.futures: list[Future[Event]] = []
 
-    def submit(self, shard: dict[str, Any], *, first: bool = False) -> Future[Event]:
+    def submit(self, shard: dict[str, Any], *, first: bool = False, alone: bool = False) -> Future[Event]:  # noqa: ARG002
         place = 0 if first else len(self.shards)
         self.shards.insert(place, shard["id"])
         self.futures.insert(place, Future())

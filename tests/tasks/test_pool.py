@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -41,16 +42,18 @@ def make_pool(tmp_path: Path, events: list[dict[str, Any]]) -> Iterator[MakePool
         depth: int = 1,
         tokens: float = 0.0,
         deadline: Deadline | None = None,
+        growth: float = math.inf,
     ) -> WorkerPool:
         def start(index: int) -> Child:
             name = f"tests.tasks.obedient_worker:{target}"
-            return Child(name, environment={"PYTHONPATH": str(ROOT)}, log=tmp_path / f"{index}.log")
+            return Child(name, environment={"PYTHONPATH": str(ROOT)}, log=tmp_path / f"{index}.log", beats=True)
 
         pool = WorkerPool(
             size,
             depth,
             start,
             tokens=tokens,
+            growth=growth,
             deadline=deadline,
             stall_timeout=stall,
             retries=retries,
@@ -174,7 +177,7 @@ def test_a_listener_that_fails_ends_the_wait_and_the_workers(tmp_path: Path) -> 
 
     def start(index: int) -> Child:
         name = "tests.tasks.obedient_worker:main"
-        return Child(name, environment={"PYTHONPATH": str(ROOT)}, log=tmp_path / f"{index}.log")
+        return Child(name, environment={"PYTHONPATH": str(ROOT)}, log=tmp_path / f"{index}.log", beats=True)
 
     pool = WorkerPool(2, 1, start, stall_timeout=60, retries=1, on_event=full)
     with pytest.raises(NoWorkers, match="pool of workers failed"):
@@ -189,7 +192,7 @@ def test_a_worker_that_cannot_be_started_does_not_end_the_others(tmp_path: Path)
         if index == 1:
             raise OSError(24, "Too many open files")
         name = "tests.tasks.obedient_worker:main"
-        return Child(name, environment={"PYTHONPATH": str(ROOT)}, log=tmp_path / f"{index}.log")
+        return Child(name, environment={"PYTHONPATH": str(ROOT)}, log=tmp_path / f"{index}.log", beats=True)
 
     pool = WorkerPool(2, 1, start, stall_timeout=60, retries=1, on_event=[].append)
     assert [pool.submit(work(n)).result(timeout=60)["worker"] for n in range(3)] == [0, 0, 0]
