@@ -165,7 +165,7 @@ class PrefillEngine(ABC):
 
 def failure(request: Request, code: Failure, message: str) -> Completion:
     """The completion of a request that has no result."""
-    return Completion(id=request.id, prompt_tokens=len(request.prompt), error=(code, message))
+    return Completion(id=request.id, prompt_tokens=len(request.prompt), key=request.key, error=(code, message))
 
 
 def to_host(tensor: Tensor) -> Callable[[], np.ndarray]:

@@ -51,6 +51,8 @@ class Completion:
     logprob: float | None = None
     scored: int = 0
     prompt_tokens: int = 0
+    key: bytes = field(default=b"", compare=False)
+    """The key of the prompt that was computed, which tells a result that was given to another request."""
 
 
 class Engine(Protocol):

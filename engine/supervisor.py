@@ -117,7 +117,11 @@ class Child:
         """Wait for the child's end without reaping it: as long as it is not, its id is its group's."""
         deadline = time.monotonic() + patience
         while self._process.returncode is None:
-            if os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+            try:
+                ended = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:  # somebody else in this process has reaped it
+                return
+            if ended is not None:
                 return
             if (left := deadline - time.monotonic()) <= 0:
                 return

@@ -66,8 +66,7 @@ class ShardInProgress:
 
     def take(self, slot: int, completion: Completion) -> None:
         """Take one result. RunError: it is not one that was asked for."""
-        expected = len(self._prompts.ids[slot]) if slot < len(self._prompts) else -1
-        if slot not in self._wanted or completion.prompt_tokens != expected:
+        if slot not in self._wanted or completion.key != self.keys[slot]:
             raise RunError(f"the engine gave a result for another row than slot {slot} of shard {self.shard.id}")
         self._wanted.remove(slot)
         if not self._trial:

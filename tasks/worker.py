@@ -86,6 +86,8 @@ class Worker:
                     self._take(completion)
                 self._tell()
         except MixedUp as error:
+            if not self._shards:
+                raise
             for work in self._shards.values():
                 self._fail(work.shard, work, error)
 
