@@ -1,10 +1,12 @@
-"""The inside of a supervised process: `python -m engine.child MODULE:FUNCTION FD PARENT BEATS`.
+"""The inside of a supervised process: `python -m engine.child MODULE:FUNCTION FD LIFELINE BEATS`.
 
 The function gets a `Mailbox` and runs until it returns. A thread reads the parent's messages; when the parent is gone,
-however it went, the pipe ends and the process exits at once with everything that it has started, also in the middle of
-a computation, so that no orphan keeps a device. A call into C that holds the interpreter would keep that thread from
-running, so on Linux the kernel is told as well to kill this process with its parent. Signals meant for the driver's
-process group are ignored: the driver decides when a worker ends.
+however it went, the socket ends and the process exits at once with everything that it has started, also in the middle
+of a computation, so that no orphan keeps a device. A call into C that holds the interpreter would keep that thread from
+running, so a shell of the same process group waits on a pipe of its own that ends with the parent, the lifeline, and
+then kills the group. (The kernel's own signal on a parent's death would end this process alone, and often before it
+could end what it has started.) Signals meant for the driver's process group are ignored: the driver decides when a
+worker ends.
 
 A second thread says every second that the process lives, whatever the function is at: a process that was stopped, or
 hangs in a call that holds the interpreter, falls silent. That work goes forward is for the function to say.
@@ -15,17 +17,18 @@ broken device for ever. After a fault of the device (engine.faults) the exit sta
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import json
 import os
 import queue
 import signal
+import subprocess
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any
@@ -36,7 +39,6 @@ from engine.faults import fault
 FAILED, PARENT_GONE, FAULT = 1, 3, 86
 BEAT = "beat"
 BEAT_SECONDS = 1.0
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class Mailbox:
@@ -86,11 +88,11 @@ class Mailbox:
             self._inbox.put(json.loads(text))
 
 
-def main(target: str, descriptor: int, parent: int, beats: bool) -> None:
-    """Run `module:function` with the mailbox on `descriptor`. `parent` is the process that asked for this one."""
+def main(target: str, descriptor: int, lifeline: int, beats: bool) -> None:
+    """Run `module:function` with the mailbox on `descriptor`; `lifeline` is a pipe that ends with the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    _die_with(parent)
+    _watch(lifeline)
     mailbox = Mailbox(Connection(descriptor))
     sys.excepthook = _end_failed
     if beats:
@@ -101,16 +103,18 @@ def main(target: str, descriptor: int, parent: int, beats: bool) -> None:
     run(mailbox)
 
 
-def _die_with(parent: int) -> None:
-    """Have the kernel kill this process when the parent's thread that started it ends (Linux; elsewhere the pipe does).
-
-    A parent that ended before the kernel knew is found by its id: this process has another parent by then.
-    """
-    if not sys.platform.startswith("linux"):
+def _watch(lifeline: int) -> None:
+    """Have a shell kill this process's group, itself included, once the lifeline has ended: at once, if it has."""
+    if os.getpgrp() != os.getpid():
         return
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
-        _end_orphan()
+    with suppress(OSError):  # a system without a shell has the reading thread
+        subprocess.Popen(
+            ["/bin/sh", "-c", "read _; kill -KILL 0"],
+            stdin=lifeline,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+    os.close(lifeline)
 
 
 def _end_orphan() -> None:

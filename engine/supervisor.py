@@ -40,8 +40,6 @@ class Child:
         environment: variables on top of this process's own; in force before the child imports anything.
         log: file that takes the child's stdout and stderr; made anew.
         beats: whether it is to send `{"event": engine.child.BEAT}` every second as long as it lives.
-
-    The thread that makes it must live as long as the child shall: on Linux the child dies with that thread.
     """
 
     def __init__(self, target: str, *, environment: Mapping[str, str], log: Path, beats: bool = False) -> None:
@@ -51,13 +49,15 @@ class Child:
             ours.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", MESSAGE_SECONDS, 0))
         self.log = log
         self.connection = Connection(ours.detach())
-        with theirs, log.open("wb") as output:
+        watched, lifeline = os.pipe()
+        self._lifeline = open(lifeline, "wb", buffering=0)  # noqa: SIM115 - open as long as the child shall live
+        with theirs, open(watched, "rb") as pipe, log.open("wb") as output:
             # -P: a tasks.py or data/ in the user's folder must not stand in for ours.
-            words = [target, str(theirs.fileno()), str(os.getpid()), "beats" if beats else "silent"]
+            words = [target, str(theirs.fileno()), str(watched), "beats" if beats else "silent"]
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "engine.child", *words],
                 env={**os.environ, **environment},
-                pass_fds=[theirs.fileno()],
+                pass_fds=[theirs.fileno(), pipe.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -101,9 +101,10 @@ class Child:
                 os.killpg(self.pid, signal.SIGKILL)
 
     def end(self, patience: float = 0.0) -> str:
-        """Kill the child if it still runs after `patience` seconds, reap it, and say how it ended."""
-        self.connection.close()
+        """Kill the child if it still runs after `patience` seconds, reap it, and say how it ended. May be repeated."""
         self._wait(patience)
+        self.connection.close()
+        self._lifeline.close()
         self.kill()  # also where it has ended: what it has started may go on
         try:
             code = self._process.wait(REAP_SECONDS)

@@ -118,13 +118,16 @@ class Seat:
         self.moved += seconds
 
     def lose(self) -> list[tuple[str, Given]]:
-        """The process is dead, or could not be started: count it and delay the next start. Returns what it held."""
+        """The process is dead, or could not be started: count it. Returns what it held.
+
+        The next start is delayed the more, the more often the seat itself seems to be to blame.
+        """
         if self.alone:
             self.suspected += 1
         else:
             self.failures += 1
-        deaths = self.failures + self.suspected
-        self.restart_at = time.monotonic() + min(MAX_RESTART_DELAY_SECONDS, 0.5 * 2 ** min(deaths - 1, 10))
+        delay = 0.5 * 2 ** min(max(0, self.failures - 1), 10)
+        self.restart_at = time.monotonic() + min(MAX_RESTART_DELAY_SECONDS, delay)
         return self.empty()
 
     def empty(self) -> list[tuple[str, Given]]:
