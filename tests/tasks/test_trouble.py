@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,8 @@ class Bench:
             "model": {"path": str(MODEL)},
             "workers": {"dp_degree": workers, "stall_timeout": stall, "retries": 1},
         }
-        self.job = prepare(load_settings(None, given, ()), RunOptions(), datetime.now(), "overnight infer")
+        job = prepare(load_settings(None, given, ()), RunOptions(), datetime.now(), "overnight infer")
+        self.job = replace(job, placement=replace(job.placement, workers=workers))  # whatever the cores of this machine
         self.folder = RunFolder.create(self.job.run_path, self.job.identity)
 
     def open(self) -> OpenRun:
