@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from typing import Final
 
 from data.attempts import read_attempts, record_attempt, record_end
 from data.errors import RunError
@@ -18,7 +19,7 @@ from data.suspect import judge
 from engine.request import Completion, Request
 from tasks.settings import Settings
 
-WORKER_DIED = "worker_died"
+WORKER_DIED: Final = "worker_died"
 
 
 class ShardInProgress:
