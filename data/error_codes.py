@@ -107,7 +107,7 @@ class Code(StrEnum):
     WORKER_DIED = (
         "worker_died",
         "Computing this row alone ended two worker processes.",
-        "The last words in the run's folder workers/ say how they ended; change the row, or compute it on another device.",
+        "The last words in the run's folder workers/ say how they ended; change the row, or use another device.",
     )
     DEADLINE = (
         "deadline",

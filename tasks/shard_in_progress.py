@@ -106,5 +106,5 @@ class ShardInProgress:
         )
 
     def _error(self, slot: int) -> Completion:
-        error = (WORKER_DIED, "computing it alone ended two worker processes")
-        return Completion(-1, error=error, prompt_tokens=len(self._prompts.ids[slot]))
+        message = "computing it alone ended two worker processes"
+        return Completion(-1, error=(WORKER_DIED, message), prompt_tokens=len(self._prompts.ids[slot]))
