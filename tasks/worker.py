@@ -2,15 +2,18 @@
 
 It joins data and engine and never imports Prefect. The loop never waits while it has work: between two steps of the
 engine it takes whatever shards have arrived, so that the next shard's rows join the batch while the last one's tail
-finishes. A shard is committed here, by the process that computed it; the driver only learns that it is done.
+finishes. A shard is committed here, by the process that computed it; the driver only learns that it is done. One that
+the driver sends alone, since workers have died of it, may come to be computed in parts (tasks.shard_in_progress).
+
+An engine that owes a result, or gives one that nobody asked for, mixes rows up: nothing more of it is committed.
 """
 
 from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,15 +22,16 @@ from pydantic import BaseModel, ConfigDict
 from data.checkpoint import Checkpoint
 from data.errors import InputError, RunError
 from data.histogram import count_lengths
-from data.ledger import commit_shard, record_attempt
+from data.ledger import commit_shard
 from data.run_folder import RunFolder
-from data.shards import Shard, read_prompts
+from data.shards import Shard
 from engine.child import Mailbox
 from engine.importing import without_collections
-from engine.request import Completion, Engine, Request
+from engine.request import Completion, Engine
 from tasks.cache import job_answers
 from tasks.results import ResultTable
 from tasks.settings import Settings
+from tasks.shard_in_progress import WORKER_DIED, ShardInProgress
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -35,6 +39,7 @@ if TYPE_CHECKING:
     from tasks.engines import BuiltEngine
 
 PROGRESS_SECONDS = 0.5
+NAN = "nan_logits"
 
 
 class WorkerOrder(BaseModel):
@@ -49,29 +54,8 @@ class WorkerOrder(BaseModel):
     threads: int
 
 
-class ShardInProgress:
-    """One shard between its arrival and its commit."""
-
-    def __init__(self, shard: Shard, attempt: int) -> None:
-        self.shard, self.attempt, self.started = shard, attempt, time.monotonic()
-        self.results: dict[int, Completion] = {}  # by slot
-        self.keys: list[bytes] = []
-        self.occurrences: list[int] = []
-
-    def requests(self, run: RunFolder, settings: Settings, context_length: int, base: int) -> Iterable[Request]:
-        """The shard's prompts as requests whose ids count from `base` by slot."""
-        prompts = read_prompts(run, self.shard.id)
-        self.keys, self.occurrences = prompts.keys, prompts.occurrences
-        for slot, ids in enumerate(prompts.ids):
-            room = max(0, context_length - len(ids))
-            yield Request(
-                id=base + slot,
-                prompt=ids,
-                max_tokens=min(settings.sampling.max_tokens, room),
-                key=prompts.keys[slot],
-                occurrence=prompts.occurrences[slot],
-                scored_from=prompts.scored_from[slot] if prompts.scored_from is not None else 0,
-            )
+class MixedUp(RunError):
+    """The engine's results are not those of its requests."""
 
 
 class Worker:
@@ -89,44 +73,67 @@ class Worker:
         self._answers = job_answers(order.settings, self._run.identity, table.schema)
 
     def serve(self) -> None:
-        """Work until the driver is gone."""
-        while True:
-            idle = not self._engine.has_work
-            message = self._mailbox.receive(wait=idle)
-            while message is not None:
-                shard = Shard.from_json(message)
-                with self._reported(shard):
-                    self._accept(shard)
-                message = self._mailbox.receive(wait=False)
-            for completion in self._engine.step():
-                self._take(completion)
-            self._tell()
+        """Work until the driver is gone, or the engine has mixed up its results."""
+        try:
+            while True:
+                self._check_owed()
+                idle = not self._engine.has_work
+                message = self._mailbox.receive(wait=idle)
+                while message is not None:
+                    self._accept(Shard.from_json(message))
+                    message = self._mailbox.receive(wait=False)
+                for completion in self._engine.step():
+                    self._take(completion)
+                self._tell()
+        except MixedUp as error:
+            if not self._shards:
+                raise
+            for work in self._shards.values():
+                self._fail(work.shard, work, error)
 
     def _accept(self, shard: Shard) -> None:
-        attempt = record_attempt(self._run, shard.id, self._order.worker)
-        work = ShardInProgress(shard, attempt)
-        base, self._next_id = self._next_id, self._next_id + shard.sequences
-        requests = list(work.requests(self._run, self._order.settings, self._context, base))
-        if len(requests) != shard.sequences:
-            raise RunError(f"shard {shard.id} has {len(requests)} prompts instead of {shard.sequences}")
-        self._shards[base] = work
-        self._base_of.update((request.id, base) for request in requests)
-        self._engine.add(requests)
+        work = None
+        with self._reported(shard):
+            work = ShardInProgress(self._run, shard, self._order.worker, self._order.settings, self._context)
+        if work is not None:
+            base, self._next_id = self._next_id, self._next_id + shard.sequences
+            self._shards[base] = work
+            self._go_on(base)
+
+    def _go_on(self, base: int) -> None:
+        """Give the shard's next part to the engine, or commit it if there is none."""
+        work = self._shards[base]
+        with self._reported(work.shard, base):
+            requests = work.next_part(base)
+            if requests:
+                self._base_of.update((request.id, base) for request in requests)
+                self._engine.add(requests)
+            else:
+                self._finish(work)
+                del self._shards[base]
 
     def _take(self, completion: Completion) -> None:
-        base = self._base_of.pop(completion.id)
+        base = self._base_of.pop(completion.id, None)
+        if base is None:
+            raise MixedUp("the engine gave a result that nobody asked for, or gave it twice")
         work = self._shards[base]
-        work.results[completion.id - base] = completion
+        try:
+            work.take(completion.id - base, completion)
+        except RunError as error:
+            raise MixedUp(str(error)) from None
         self._counts["sequences"] += 1
         self._counts["input_tokens"] += completion.prompt_tokens
         self._counts["output_tokens"] += len(completion.token_ids)
-        if len(work.results) == work.shard.sequences:
-            del self._shards[base]
-            with self._reported(work.shard):
-                self._finish(work)
+        if not work.missing:
+            self._go_on(base)
+
+    def _check_owed(self) -> None:
+        if self._shards and not self._engine.has_work:
+            work = next(iter(self._shards.values()))
+            raise MixedUp(f"the engine has no result for {work.missing} sequences of shard {work.shard.id}")
 
     def _finish(self, work: ShardInProgress) -> None:
-        completions = [work.results[slot] for slot in range(work.shard.sequences)]
+        completions = work.completions()
         results = self._table.build(completions, work.shard.sequences)
         before, self._shared = self._shared, self._engine.statistics().get("shared_tokens", 0.0)
         commit = commit_shard(
@@ -139,6 +146,7 @@ class Worker:
             shared=int(self._shared - before),
         )
         self._keep(work, results)
+        self._warn(work, completions)
         self._tell(at_once=True)
         self._mailbox.send(
             {
@@ -165,14 +173,28 @@ class Worker:
             self._answers = None
             self._mailbox.send({"event": "warning", "message": f"answers are no longer kept in the cache: {error}"})
 
+    def _warn(self, work: ShardInProgress, completions: list[Completion]) -> None:
+        """Say what somebody should look into, since the run goes on without it."""
+        for code, what in ((NAN, "the model gave logits that are not numbers"), (WORKER_DIED, "worker processes died")):
+            found = sum(completion.error is not None and completion.error[0] == code for completion in completions)
+            if found:
+                message = f"{what} for {found} of {len(completions)} sequences of shard {work.shard.id} ({code})"
+                self._mailbox.send({"event": "warning", "code": code, "message": message})
+
     @contextmanager
-    def _reported(self, shard: Shard) -> Iterator[None]:
+    def _reported(self, shard: Shard, base: int | None = None) -> Iterator[None]:
         """A full disk or a damaged prompt file is no fault of this process: another one would meet it too."""
         try:
             yield
         except (OSError, RunError) as error:
             traceback.print_exc()
-            self._mailbox.send({"event": "failed", "shard": shard.id, "message": str(error)})
+            self._fail(shard, self._shards.pop(base) if base is not None else None, error)
+
+    def _fail(self, shard: Shard, work: ShardInProgress | None, error: Exception) -> None:
+        with suppress(OSError, RunError):  # the record would be missed only by the counts of a later attempt
+            if work is not None:
+                work.survive()
+        self._mailbox.send({"event": "failed", "shard": shard.id, "message": str(error)})
 
     def _tell(self, at_once: bool = False) -> None:
         now = time.monotonic()
