@@ -36,6 +36,9 @@ class Seen:
         return {name.split(".")[0] for name in self.commits}
 
 
+NOTHING = Seen({}, frozenset(), None)
+
+
 def look(scenario: Scenario) -> Seen:
     """Take down the ledger and the manifest as they are now."""
     run = scenario.run

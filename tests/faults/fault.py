@@ -7,7 +7,6 @@ A plain count over all calls would mean something else each time, since the proc
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from typing import NamedTuple
 
 
@@ -28,20 +27,10 @@ class Point(NamedTuple):
         return f"{self.who} {self.call} {self.place} {self.nth}"
 
 
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """What happens at a point.
-
-    `action` is kill (the process that calls), kill-all (with every other one), stop (SIGSTOP), short (half of a write),
-    or the name of an errno.
-    """
-
-    point: Point
-    action: str
-
-
 def place_of(path: str, root: str) -> str | None:
     """The sort of place of a path below `root`, without the random and content-made parts of names; None elsewhere."""
+    if path == root:
+        return "."
     if not path.startswith(root + "/"):
         return None
     first, *rest = path[len(root) + 1 :].split("/")

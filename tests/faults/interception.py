@@ -41,6 +41,7 @@ _RECEIVE = (3 << 30) | (_NOTIFICATION.size << 16) | (0x21 << 8)
 _SEND = (3 << 30) | (_ANSWER.size << 16) | (0x21 << 8) | 1
 _CONTINUE = 1
 _PIDFD_GETFD = 438
+_PR_SET_CHILD_SUBREAPER = 36
 
 
 class _Instruction(ctypes.Structure):
@@ -69,6 +70,12 @@ def intercept() -> int:
     if descriptor < 0:
         raise OSError(ctypes.get_errno(), "seccomp user notification, which the fault harness needs (Linux 5.9)")
     return descriptor
+
+
+def adopt_orphans() -> None:
+    """Become the parent of descendants whose own parent ends, instead of the machine's first process."""
+    if _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from select import select
@@ -31,6 +31,11 @@ class Drive:
     def signal(self, number: int) -> None:
         """Send a signal to the driver alone."""
         os.kill(self.pid, number)
+
+    def signal_all(self, number: int) -> None:
+        """Send a signal to the driver and its workers, whichever are left."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, number)
 
     def outcome(self, phase: str = "all") -> Outcome:
         """Wait for the end of the driver, or (`all`) of its last worker too."""

@@ -14,7 +14,8 @@ class Order(BaseModel):
         root: the folder that is watched; the run folder is `root`/run, the output `root`/out or `root`/out.jsonl.
         arguments: those of the command line, from `infer` on.
         worker: the function that a worker process runs.
-        faults: by point, the action; see `fault`.
+        faults: by point, what happens there: kill (the process that calls), kill-all (with every other one), orphan (it
+            is stopped and its driver killed), short (half of the write happens), or the name of an errno.
         trace: answer with every point that was passed.
         power: cut the power at the end: the seed of what survives.
         plant: a bug to plant; see `plants`.
@@ -50,7 +51,7 @@ class Outcome(BaseModel):
 
     `status` is the driver's exit status, negative for a signal. `reached` are the faults that happened. `survivors` are
     seconds from the driver's end to that of the last worker. `told` are the shards that the driver had heard to be
-    done when it ended.
+    done when it ended. `stopped` are processes that were stopped.
     """
 
     status: int
@@ -58,6 +59,7 @@ class Outcome(BaseModel):
     reached: tuple[str, ...] = ()
     trace: tuple[str, ...] = ()
     told: tuple[str, ...] = ()
+    stopped: tuple[int, ...] = ()
     survivors: float = 0.0
     timed_out: bool = False
     output: str = ""

@@ -11,7 +11,7 @@ from tests.faults.order import Order
 
 MODEL = next(path.parent for path in sorted((Path(__file__).parents[2] / "data" / "models").glob("*/config.json")))
 INSTANT, REAL = "tests.scale.instant_worker:main", "tasks.worker:main"
-ROWS = 48
+ROWS = 100
 SCENARIOS = ("folder", "file", "fresh", "cached")
 
 
@@ -53,7 +53,7 @@ class Scenario:
         self.root.mkdir(parents=True)
         with (self.base / "in.jsonl").open("w", encoding="utf-8") as file:
             for number in range(self.rows):
-                repeated = number % 40
+                repeated = number % 90
                 text = "" if number in self.expected_errors else f"Order {repeated} is late{', very late' * (repeated % 5)}."
                 file.write(json.dumps({"id": number, "text": text}) + "\n")
 

@@ -23,7 +23,7 @@ import tasks.run
 from flows import cli
 from tests.faults.durability import Durable
 from tests.faults.fault import Point, folder_or_file, place_of
-from tests.faults.interception import HeldCall, Listener, intercept, process_of
+from tests.faults.interception import HeldCall, Listener, adopt_orphans, intercept, process_of
 from tests.faults.order import Order, Outcome
 from tests.faults.plants import deafen, plant
 from tests.faults.spawner import Spawner
@@ -41,12 +41,14 @@ class Supervision:
         self._faults = {Point.parse(text): action for text, action in order.faults.items()}
         self._reached: list[str] = []
         self._trace: list[str] = []
-        self._ended = self._driver_ended = 0.0
+        self._stopped: list[int] = []
+        self._driver_ended = 0.0
         self._status: int | None = None
         self._timed_out = False
         self._durable = Durable(Path(order.root)) if order.power is not None else None
         ours, theirs = socket.socketpair()
         self._log = place.with_suffix(".log")
+        adopt_orphans()
         self.driver = os.fork()
         if self.driver == 0:
             ours.close()
@@ -61,44 +63,35 @@ class Supervision:
     def watch(self) -> None:
         """Until the driver and all its descendants have ended; the outcome is written then, and when the driver ends."""
         deadline = time.monotonic() + self._order.seconds
-        while not self._gone():
+        while self._reap():
             call = self._listener.receive(0.05) if self._listener is not None else time.sleep(0.02)
             if call is not None:
                 self._decide(call)
-            if self._status is None:
-                self._reap()
             if time.monotonic() > deadline and not self._timed_out:
                 self._timed_out = True
                 self._kill_all()
-        if self._status is None:
-            self._reap(wait=True)
-        survivors = time.monotonic() - self._driver_ended
+            if self._listener is not None and self._listener.gone:
+                self._listener = None
+        survivors, told = time.monotonic() - self._driver_ended, self._told()
         if self._durable is not None:
             assert self._order.power is not None
-            told = self._told()
             self._durable.cut(self._order.power)
             self._durable.release()
-            self._write("all", survivors, told)
-        else:
-            self._write("all", survivors, self._told())
+        self._write("all", survivors, told)
 
-    def _gone(self) -> bool:
-        if self._listener is not None:
-            return self._listener.gone
+    def _reap(self) -> bool:
+        """Whether there is a descendant left. This process adopts those whose parent has ended."""
         try:
-            os.killpg(self.driver, 0)
-        except ProcessLookupError:
-            return True
-        except PermissionError:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            while pid:
+                if pid == self.driver:
+                    self._status = os.waitstatus_to_exitcode(status)
+                    self._driver_ended = time.monotonic()
+                    self._write("driver", 0.0, self._told())
+                pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
             return False
-        return False
-
-    def _reap(self, wait: bool = False) -> None:
-        pid, status = os.waitpid(self.driver, 0 if wait else os.WNOHANG)
-        if pid:
-            self._status = os.waitstatus_to_exitcode(status)
-            self._driver_ended = time.monotonic()
-            self._write("driver", 0.0, self._told())
+        return True
 
     def _decide(self, call: HeldCall) -> None:
         assert self._listener is not None
@@ -130,8 +123,12 @@ class Supervision:
         assert self._listener is not None
         if action == "kill-all":
             self._kill_all()
-        elif action in ("kill", "stop"):
-            os.kill(process_of(call.thread), signal.SIGKILL if action == "kill" else signal.SIGSTOP)
+        elif action == "kill":
+            os.kill(process_of(call.thread), signal.SIGKILL)
+        elif action == "orphan":
+            self._stopped.append(process_of(call.thread))
+            os.kill(self._stopped[-1], signal.SIGSTOP)  # once it goes on, it makes the call anew
+            os.kill(self.driver, signal.SIGKILL)
         elif action == "short":
             self._listener.shorten(call)
         else:
@@ -166,6 +163,7 @@ class Supervision:
             reached=tuple(self._reached),
             trace=tuple(self._trace),
             told=told,
+            stopped=tuple(self._stopped),
             survivors=survivors,
             timed_out=self._timed_out,
             output=self._log.read_text(encoding="utf-8", errors="replace")[-20_000:],
