@@ -32,7 +32,7 @@ class Benches:
     """The benches of a laboratory, each made when it is first needed."""
 
     def __init__(self, lab: Laboratory, base: Path) -> None:
-        self._laboratory, self._base = lab, base
+        self.laboratory, self._base = lab, base
         self._benches: dict[tuple[str, str], Bench] = {}
 
     def get(self, scenario: str, worker: str = INSTANT) -> Bench:
@@ -40,7 +40,7 @@ class Benches:
         key = scenario, worker
         if key not in self._benches:
             base = self._base / f"{scenario}-{'real' if worker == REAL else 'instant'}"
-            self._benches[key] = Bench(self._laboratory, Scenario(scenario, base, worker))
+            self._benches[key] = Bench(self.laboratory, Scenario(scenario, base, worker))
         return self._benches[key]
 
     def judge(self, trial: Trial) -> Verdict:

@@ -182,7 +182,10 @@ def _path(thread: int, folder: int, address: int) -> str:
         content = b""
         while b"\0" not in content and len(content) < 4096:  # a path may end just before memory does
             end = 4096 - (address + len(content)) % 4096
-            content += os.pread(memory.fileno(), end, address + len(content))
+            piece = os.pread(memory.fileno(), end, address + len(content))
+            if not piece:
+                raise ProcessLookupError(f"thread {thread} has no memory left")
+            content += piece
     text = os.fsdecode(content.partition(b"\0")[0])
     below = os.readlink(f"/proc/{thread}/" + ("cwd" if folder == AT_FDCWD else f"fd/{folder}"))
     return os.path.normpath(os.path.join(below, text))

@@ -42,6 +42,9 @@ class Drive:
         path = self._place.with_suffix(f".{phase}")
         deadline = time.monotonic() + self.order.seconds + SLACK_SECONDS
         while not path.exists():
+            if (broken := self._place.with_suffix(".broken")).exists():
+                self.signal_all(signal.SIGKILL)
+                raise RuntimeError(broken.read_text(encoding="utf-8"))
             assert time.monotonic() < deadline, f"no outcome of {shown(self.order)}"
             time.sleep(0.01)
         return Outcome.model_validate_json(path.read_text(encoding="utf-8"))

@@ -35,11 +35,13 @@ def planted(name: str) -> Callable[[Callable[[], None]], Callable[[], None]]:
 
 @planted("write in place")
 def _write_in_place() -> None:
-    def write_file(tmp: Path, target: Path, write: Any, **_: Any) -> bool:  # noqa: ARG001
+    def write_file(tmp: Path, target: Path, write: Any, *, check: Any = None, **_: Any) -> bool:  # noqa: ARG001
         with open(target, "wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
+        if check is not None:
+            check(target)
         data.durable.sync_folder(target.parent)
         return True
 
@@ -48,7 +50,7 @@ def _write_in_place() -> None:
 
 @planted("created under its final name, then written")
 def _created_then_written() -> None:
-    def write_file(tmp: Path, target: Path, write: Any, **_: Any) -> bool:  # noqa: ARG001
+    def write_file(tmp: Path, target: Path, write: Any, *, check: Any = None, **_: Any) -> bool:  # noqa: ARG001
         try:
             file = open(target, "xb")  # noqa: SIM115
         except FileExistsError:
@@ -57,6 +59,8 @@ def _created_then_written() -> None:
             write(file)
             file.flush()
             os.fsync(file.fileno())
+        if check is not None:
+            check(target)
         data.durable.sync_folder(target.parent)
         return True
 

@@ -10,7 +10,7 @@ from tests.faults.laboratory import Laboratory
 from tests.faults.order import Order
 
 MODEL = next(path.parent for path in sorted((Path(__file__).parents[2] / "data" / "models").glob("*/config.json")))
-INSTANT, REAL = "tests.scale.instant_worker:main", "tasks.worker:main"
+INSTANT, PACED, REAL = "tests.scale.instant_worker:main", "tests.faults.paced_worker:main", "tasks.worker:main"
 ROWS = 100
 SCENARIOS = ("folder", "file", "fresh", "cached")
 

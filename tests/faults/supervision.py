@@ -18,6 +18,8 @@ import traceback
 from collections import Counter
 from pathlib import Path
 
+from prefect.context import refresh_global_settings_context
+
 import engine.child
 import tasks.run
 from flows import cli
@@ -104,7 +106,7 @@ class Supervision:
             place = folder_or_file(path, place)
         try:
             who = "driver" if process_of(call.thread) == self.driver else "worker"
-        except FileNotFoundError:
+        except (FileNotFoundError, ProcessLookupError):  # killed meanwhile
             return
         self._counts[who, call.name, place] += 1
         point = Point(who, call.name, place, self._counts[who, call.name, place])
@@ -193,6 +195,7 @@ def _become(order: Order, supervisor: socket.socket, log: Path) -> None:
     for descriptor, number in ((nothing, 0), (output, 1), (output, 2)):
         os.dup2(descriptor, number)
     os.environ.update(order.environment)
+    refresh_global_settings_context()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -203,7 +206,7 @@ def _become(order: Order, supervisor: socket.socket, log: Path) -> None:
     supervisor.close()
     for name, value in order.limits.items():
         kind = getattr(resource, f"RLIMIT_{name}")
-        resource.setrlimit(kind, (value, resource.getrlimit(kind)[1]))
+        resource.setrlimit(kind, (value, value))
     plant(order.plant)
     if order.deaf:
         deafen(engine.child.Mailbox)

@@ -1,7 +1,7 @@
 """The warm process: everything imported once, then a fork for each drive. `python -m tests.faults.warm`.
 
 Reads one JSON line an order, `{"place": PATH, "order": ORDER}`, and answers with the driver's process id. The outcome
-lies at PATH with the suffix `.driver` when the driver has ended, and `.all` when its workers have.
+lies at PATH with the suffix `.driver` when the driver has ended, and `.all` when its workers have; at `.broken` what went wrong with the watch.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 IMPORTED = (
     "flows.infer", "flows.cli", "tasks.worker", "tasks.job", "tasks.run", "tasks.stages", "tasks.engines",
-    "engine.weights", "engine.child", "tests.scale.instant_worker", "tests.faults.supervision", "prefect.client",
+    "engine.weights", "engine.child", "tests.faults.paced_worker", "tests.faults.supervision", "prefect.client",
     "rich.live", "data.publish", "transformers", "torch", "duckdb", "pyarrow.parquet",
 )  # fmt: skip
 
@@ -39,14 +39,14 @@ def main() -> None:
         if os.fork() == 0:
             sys.stdin.close()
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            place = Path(message["place"])
             try:
-                supervision = Supervision(Order.model_validate(message["order"]), Path(message["place"]))
+                supervision = Supervision(Order.model_validate(message["order"]), place)
                 answers.write(f"{supervision.driver}\n")
                 answers.close()
                 supervision.watch()
-            except BaseException:  # noqa: BLE001 - printed, and the laboratory waits no longer than it has to
-                traceback.print_exc()
-                sys.stderr.flush()
+            except BaseException:  # noqa: BLE001 - told to whoever waits for the outcome
+                place.with_suffix(".broken").write_text(traceback.format_exc(), encoding="utf-8")
             os._exit(0)
 
 
