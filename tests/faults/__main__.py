@@ -2,6 +2,7 @@
 
     python -m tests.faults campaign [--kills N] [--cuts N] [--late N] [--seed N] [--jobs N]
     python -m tests.faults replay SCENARIO MODE POINT SEED [--plant NAME] [--real]
+    python -m tests.faults soak [--rows N] [--every SECONDS] [--seed N]
 
 Exit status 1 if an invariant was violated, a planted bug was not found, or fewer points were reached than asked for.
 """
@@ -19,6 +20,7 @@ from tests.faults.campaign import Benches, benches, revealing, run, sample
 from tests.faults.fault import Point
 from tests.faults.plants import PLANTS
 from tests.faults.scenario import INSTANT, REAL, SCENARIOS
+from tests.faults.soak import soak
 from tests.faults.trial import MODES, Trial, Verdict
 
 SPARE = 10
@@ -48,9 +50,26 @@ def campaign(places: list[Benches], asked: dict[str, int], seed: int) -> bool:
     return not violated and not missed and all(reached[mode] >= count for mode, count in asked.items())
 
 
-def main() -> int:
-    """Parse the command line and do what it says."""
-    parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
+def replay(place: Benches, given: argparse.Namespace) -> bool:
+    """One trial; whether the run survived it."""
+    worker = REAL if given.real else INSTANT
+    verdict = place.judge(Trial(given.scenario, given.mode, given.point, given.seed, given.plant, worker))
+    print(verdict)
+    return verdict.reached and not verdict.problems
+
+
+def endure(place: Benches, scratch: Path, given: argparse.Namespace) -> bool:
+    """The soak; whether it changed nothing."""
+    done = soak(place.laboratory, scratch / "soak", rows=given.rows, every=given.every, seed=given.seed, forked=False)
+    print(f"{done.kills} kills of 4 workers in {done.seconds:.0f} s: {done.problems or 'the same bytes'}")
+    return done.kills > 0 and not done.problems
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.faults", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     whole = commands.add_parser("campaign")
     for name, count in (("kills", 210), ("cuts", 210), ("late", 6), ("seed", 0), ("jobs", 2)):
@@ -62,18 +81,24 @@ def main() -> int:
     once.add_argument("seed", type=int)
     once.add_argument("--plant", choices=[*PLANTS], default="")
     once.add_argument("--real", action="store_true")
-    given = parser.parse_args()
+    long = commands.add_parser("soak")
+    long.add_argument("--rows", type=int, default=6000)
+    long.add_argument("--every", type=float, default=4.0)
+    long.add_argument("--seed", type=int, default=0)
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Do what the command line says."""
+    given = parse()
     with tempfile.TemporaryDirectory(prefix="overnight-faults-") as name:
-        if given.command == "replay":
-            worker = REAL if given.real else INSTANT
-            trial = Trial(given.scenario, given.mode, given.point, given.seed, given.plant, worker)
-            with benches(Path(name), 1) as places:
-                verdict = places[0].judge(trial)
-            print(verdict)
-            return 0 if verdict.reached and not verdict.problems else 1
-        asked = {"kill": given.kills, "power": given.cuts, "late": given.late}
-        with benches(Path(name), given.jobs) as places:
-            return 0 if campaign(places, asked, given.seed) else 1
+        with benches(Path(name), given.jobs if given.command == "campaign" else 1) as places:
+            if given.command == "campaign":
+                asked = {"kill": given.kills, "power": given.cuts, "late": given.late}
+                return 0 if campaign(places, asked, given.seed) else 1
+            if given.command == "soak":
+                return 0 if endure(places[0], Path(name), given) else 1
+            return 0 if replay(places[0], given) else 1
 
 
 if __name__ == "__main__":

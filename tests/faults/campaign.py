@@ -62,7 +62,9 @@ def sample(places: Benches, seed: int, kills: int, cuts: int, late: int = 0) -> 
     choose = random.Random(seed)
     trials: list[Trial] = []
     for mode, count in (("kill", kills), ("power", cuts), ("late", late)):
-        pools = {name: _shuffled(places, name, mode, choose) for name in (SCENARIOS if mode != "late" else SCENARIOS[:1])}
+        pools = {
+            name: _shuffled(places, name, mode, choose) for name in (SCENARIOS if mode != "late" else SCENARIOS[:1])
+        }
         while count and any(pools.values()):
             for name, pool in pools.items():
                 if pool and count:

@@ -116,7 +116,10 @@ def after_resume(scenario: Scenario, outcome: Outcome, before: Seen, expected: d
         yield "I4 a complete manifest has changed"
     yield from ledger(scenario)
     hidden = [path.name for path in scenario.root.iterdir() if path.name.startswith(".")]
-    left = [*hidden, *(path.name for folder in ("tmp", "shards", "prompts") for path in (scenario.run / folder).iterdir())]
+    left = [
+        *hidden,
+        *(path.name for folder in ("tmp", "shards", "prompts") for path in (scenario.run / folder).iterdir()),
+    ]
     if left:
         yield f"left behind: {left}"
 

@@ -10,9 +10,10 @@ import pytest
 from tests.faults import checker
 from tests.faults.campaign import Benches, benches
 from tests.faults.laboratory import Laboratory
-from tests.faults.scenario import PACED, Scenario
+from tests.faults.scenario import INSTANT, PACED, REAL, Scenario
 
 Site = Callable[..., Scenario]
+Undisturbed = Callable[[Scenario], dict[str, str]]
 
 
 @pytest.fixture(scope="session")
@@ -41,14 +42,15 @@ def site(tmp_path: Path) -> Site:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(lab: Laboratory, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Scenario], dict[str, str]]:
+def undisturbed(lab: Laboratory, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
     """The digests of what a scenario publishes undisturbed, from a run elsewhere."""
-    known: dict[tuple[str, int], dict[str, str]] = {}
+    known: dict[tuple[str, int, bool], dict[str, str]] = {}
 
     def digests(scenario: Scenario) -> dict[str, str]:
-        key = scenario.name, scenario.rows
+        key = scenario.name, scenario.rows, scenario.worker == REAL
         if key not in known:
-            twin = Scenario(scenario.name, tmp_path_factory.mktemp("undisturbed"), rows=scenario.rows)
+            worker = REAL if scenario.worker == REAL else INSTANT
+            twin = Scenario(scenario.name, tmp_path_factory.mktemp("undisturbed"), worker, scenario.rows)
             twin.write_input()
             outcome = lab.run(twin.order())
             assert outcome.status == 0, outcome.output

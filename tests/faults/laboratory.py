@@ -37,6 +37,11 @@ class Drive:
         with suppress(ProcessLookupError):
             os.killpg(self.pid, number)
 
+    @property
+    def ended(self) -> bool:
+        """Whether the driver has ended."""
+        return self._place.with_suffix(".driver").exists()
+
     def outcome(self, phase: str = "all") -> Outcome:
         """Wait for the end of the driver, or (`all`) of its last worker too."""
         path = self._place.with_suffix(f".{phase}")
@@ -52,10 +57,11 @@ class Drive:
 
 @dataclass
 class Laboratory:
-    """Starts drives; `api` is the URL of the Prefect server that they share."""
+    """Starts drives; `api` is the URL of the Prefect server that they share, `environment` theirs."""
 
     scratch: Path
     api: str
+    environment: dict[str, str]
     _process: subprocess.Popen[str]
     _count: int = 0
 
@@ -109,7 +115,7 @@ def laboratory(scratch: Path, server: str | None = None) -> Iterator[Laboratory]
             [sys.executable, "-m", "tests.faults.warm"],
             cwd=REPOSITORY, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
         )  # fmt: skip
-    made = Laboratory(scratch, server, process)
+    made = Laboratory(scratch, server, environment, process)
     try:
         assert made._answer() == "ready"
         yield made

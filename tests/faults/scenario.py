@@ -54,7 +54,11 @@ class Scenario:
         with (self.base / "in.jsonl").open("w", encoding="utf-8") as file:
             for number in range(self.rows):
                 repeated = number % 90
-                text = "" if number in self.expected_errors else f"Order {repeated} is late{', very late' * (repeated % 5)}."
+                text = (
+                    ""
+                    if number in self.expected_errors
+                    else f"Order {repeated} is late{', very late' * (repeated % 5)}."
+                )
                 file.write(json.dumps({"id": number, "text": text}) + "\n")
 
     def arguments(self, *more: str, seed: int = 0) -> tuple[str, ...]:

@@ -14,11 +14,9 @@ import pytest
 
 from tasks.local_server import local_server
 from tests.faults import checker
-from tests.faults.conftest import Site
+from tests.faults.conftest import Site, Undisturbed
 from tests.faults.laboratory import Laboratory
 from tests.faults.scenario import Scenario
-
-Undisturbed = Callable[[Scenario], dict[str, str]]
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 60) -> Any:
@@ -113,9 +111,7 @@ def test_a_run_that_prefect_believes_crashed_publishes_once(
     assert len(committed(scenario)) == len(list(scenario.run.glob("attempts/*")))
 
 
-def test_a_run_outlives_its_prefect_server_or_is_resumed(
-    lab: Laboratory, site: Site, undisturbed: Undisturbed
-) -> None:
+def test_a_run_outlives_its_prefect_server_or_is_resumed(lab: Laboratory, site: Site, undisturbed: Undisturbed) -> None:
     scenario = site()
     with local_server(scenario.base / "prefect") as server:
         drive = lab.start(scenario.order(environment={"PREFECT_API_URL": server.wait()}))

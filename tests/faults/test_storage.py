@@ -8,12 +8,10 @@ from pathlib import Path
 import pytest
 
 from tests.faults import checker
-from tests.faults.conftest import Site
+from tests.faults.conftest import Site, Undisturbed
 from tests.faults.laboratory import Laboratory
 from tests.faults.order import Outcome
 from tests.faults.scenario import INSTANT, Scenario
-
-Undisturbed = Callable[[Scenario], dict[str, str]]
 
 
 def failed(scenario: Scenario, outcome: Outcome, *words: str) -> None:
