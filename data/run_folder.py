@@ -132,7 +132,8 @@ def set_aside(path: Path | str) -> Path | None:
 def preflight(run: RunFolder, output: Path) -> None:
     """Prove with probes that results can be written beside `output` and that files of the run can be linked there.
 
-    Creates the missing parents of the output. The caller holds the lock of the run. InputError names the folder and the remedy.
+    Creates the missing parents of the output. The caller holds the lock of the run. InputError names the folder and the
+    remedy.
     """
     parent = output.absolute().parent
     start = f".overnight-probe-{run.id}-"

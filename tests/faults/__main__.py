@@ -91,14 +91,14 @@ def parse() -> argparse.Namespace:
 def main() -> int:
     """Do what the command line says."""
     given = parse()
-    with tempfile.TemporaryDirectory(prefix="overnight-faults-") as name:
-        with benches(Path(name), given.jobs if given.command == "campaign" else 1) as places:
-            if given.command == "campaign":
-                asked = {"kill": given.kills, "power": given.cuts, "late": given.late}
-                return 0 if campaign(places, asked, given.seed) else 1
-            if given.command == "soak":
-                return 0 if endure(places[0], Path(name), given) else 1
-            return 0 if replay(places[0], given) else 1
+    jobs = given.jobs if given.command == "campaign" else 1
+    with tempfile.TemporaryDirectory(prefix="overnight-faults-") as name, benches(Path(name), jobs) as places:
+        if given.command == "campaign":
+            asked = {"kill": given.kills, "power": given.cuts, "late": given.late}
+            return 0 if campaign(places, asked, given.seed) else 1
+        if given.command == "soak":
+            return 0 if endure(places[0], Path(name), given) else 1
+        return 0 if replay(places[0], given) else 1
 
 
 if __name__ == "__main__":

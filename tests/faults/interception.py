@@ -80,7 +80,7 @@ def adopt_orphans() -> None:
 
 @dataclass(frozen=True, slots=True)
 class HeldCall:
-    """A call that waits for its answer. `paths` are absolute: the file's, or for link and rename the old and the new."""
+    """A call that waits for its answer. `paths` are absolute; link and rename have two, the old and the new."""
 
     id: int
     thread: int

@@ -63,7 +63,7 @@ class Supervision:
                 self._listener = Listener(descriptors[0])
 
     def watch(self) -> None:
-        """Until the driver and all its descendants have ended; the outcome is written then, and when the driver ends."""
+        """Until the driver and its descendants have ended; the outcome is written then, and when the driver ends."""
         deadline = time.monotonic() + self._order.seconds
         while self._reap():
             call = self._listener.receive(0.05) if self._listener is not None else time.sleep(0.02)

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 from urllib.request import Request, urlopen
 
@@ -82,10 +83,8 @@ def test_a_worker_that_stops_moving_is_replaced(lab: Laboratory, site: Site, und
     victim = int(events(scenario, "started")[0]["pid"])
     os.kill(victim, signal.SIGSTOP)
     wait_for(lambda: events(scenario, "died"))
-    try:
+    with suppress(ProcessLookupError):  # nothing is left of it that could be late
         os.kill(victim, signal.SIGCONT)
-    except ProcessLookupError:
-        pass  # nothing is left of it that could be late
     outcome = drive.outcome()
     assert list(checker.after_resume(scenario, outcome, checker.NOTHING, undisturbed(scenario))) == []
     assert "no progress for 2 s" in events(scenario, "died")[0]["how"]

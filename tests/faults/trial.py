@@ -17,7 +17,7 @@ from tests.faults.order import Outcome
 from tests.faults.scenario import INSTANT, REAL, Scenario
 
 MODES = ("kill", "power", "late")
-DRIVE_SECONDS = 90.0
+DRIVE_SECONDS = 180.0
 LATE_SECONDS = 20.0
 
 

@@ -1,7 +1,8 @@
 """The warm process: everything imported once, then a fork for each drive. `python -m tests.faults.warm`.
 
 Reads one JSON line an order, `{"place": PATH, "order": ORDER}`, and answers with the driver's process id. The outcome
-lies at PATH with the suffix `.driver` when the driver has ended, and `.all` when its workers have; at `.broken` what went wrong with the watch.
+lies at PATH with the suffix `.driver` when the driver has ended, and `.all` when its workers have; at `.broken` lies
+what went wrong with the watch.
 """
 
 from __future__ import annotations
