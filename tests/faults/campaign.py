@@ -22,7 +22,7 @@ REVEALING: dict[str, tuple[str, str]] = {
     "commit before data": ("kill", "worker link run/shards 2"),
     "no file sync": ("power", "driver rename out 1"),
     "no folder sync": ("power", "driver rename out 1"),
-    "attempt-named records and a listing": ("late", "worker link run/commits 2"),
+    "attempt-named records and a listing": ("late", "worker fsync run/shards/ 2"),
 }
 """A mode and a point at which each planted bug is found."""
 assert REVEALING.keys() == PLANTS.keys()
@@ -57,19 +57,22 @@ def benches(scratch: Path, jobs: int) -> Iterator[list[Benches]]:
         yield [Benches(lab, scratch / f"benches-{number}") for number, lab in enumerate([first, *others])]
 
 
-def sample(places: Benches, seed: int, kills: int, cuts: int, late: int = 0) -> list[Trial]:
-    """Trials drawn from the points of undisturbed runs; more of them than a scenario has points repeat none."""
+def sample(
+    places: Benches, seed: int, kills: int, cuts: int, late: int, *, scenarios: Sequence[str] = SCENARIOS
+) -> list[Trial]:
+    """Trials drawn from the points of undisturbed runs, none of them twice; of all scenarios, some with the model."""
     choose = random.Random(seed)
     trials: list[Trial] = []
     for mode, count in (("kill", kills), ("power", cuts), ("late", late)):
         pools = {
-            name: _shuffled(places, name, mode, choose) for name in (SCENARIOS if mode != "late" else SCENARIOS[:1])
+            name: _shuffled(places, name, mode, choose) for name in (scenarios if mode != "late" else scenarios[:1])
         }
         while count and any(pools.values()):
             for name, pool in pools.items():
                 if pool and count:
-                    # A tenth with the real model, whose calls are the same.
-                    worker = REAL if name == "folder" and count % 3 == 0 else INSTANT
+                    # The calls of the bundled model's workers are the same; its runs take longer.
+                    real = scenarios == SCENARIOS and name == "folder" and count % 3 == 0
+                    worker = REAL if real else INSTANT
                     trials.append(Trial(name, mode, pool.pop(), choose.randrange(10_000), worker=worker))
                     count -= 1
     return trials

@@ -12,7 +12,7 @@ KILLS, CUTS, LATE = 4, 5, 1
 
 
 def test_a_run_survives_kills_power_cuts_and_late_workers(places: list[Benches]) -> None:
-    verdicts = list(run(places, sample(places[0], SEED, KILLS, CUTS, LATE)))
+    verdicts = list(run(places, sample(places[0], SEED, KILLS, CUTS, LATE, scenarios=("folder",))))
     assert [str(verdict) for verdict in verdicts if verdict.problems] == []
     assert sum(verdict.reached for verdict in verdicts) >= KILLS + CUTS + LATE - 2
 
