@@ -53,7 +53,7 @@ class Scenario:
         self.root.mkdir(parents=True)
         with (self.base / "in.jsonl").open("w", encoding="utf-8") as file:
             for number in range(self.rows):
-                repeated = number % 90
+                repeated = number % (self.rows * 9 // 10)
                 text = (
                     ""
                     if number in self.expected_errors

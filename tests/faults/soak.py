@@ -53,9 +53,16 @@ def soak(laboratory: Laboratory, base: Path, *, rows: int, every: float, seed: i
 
 
 def _kill_workers(drive: Drive, scenario: Scenario, every: float, choose: random.Random) -> Iterator[int]:
-    """Kill one living worker after another until the driver has ended."""
+    """Kill one living worker after another until the driver has ended, each after a shard was finished.
+
+    On a machine that is too slow for the pace the run would else never end.
+    """
+    finished = 0
     while not drive.ended:
         time.sleep(every)
+        if (now := len(list(scenario.run.glob("commits/*")))) == finished:
+            continue
+        finished = now
         alive = [pid for pid in _workers(scenario) if os.path.exists(f"/proc/{pid}")]
         if alive and not drive.ended:
             victim = choose.choice(alive)
