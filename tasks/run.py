@@ -31,6 +31,7 @@ from tasks.events import EventLog
 from tasks.growth import growth_limit
 from tasks.hits import Hits, count_hits
 from tasks.job import Job, cached_answers
+from tasks.open_files import raise_open_files
 from tasks.places import locked_places
 from tasks.planner import Planner, plan_options
 from tasks.pool import WorkerPool
@@ -158,8 +159,10 @@ def opened(job: Job) -> Iterator[OpenRun]:
 
     Raises:
         InputError, Held: of `locked_places`.
+        InputError: too few files may be open.
     """
     started = time.monotonic()
+    raise_open_files()
     with locked_places(job) as (folder, finished), ExitStack() as stack:
         progress = Progress()
         events = EventLog(folder.events, progress.tell)
