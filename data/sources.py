@@ -56,17 +56,20 @@ class Source:
         """
         if self.filesystem is None:
             return None
-        info = self.filesystem.info(self.path)
+        try:
+            info = self.filesystem.info(self.path)
+        except OSError as error:
+            raise unreadable(self.path, error) from error
         for key in ("VersionId", "version_id", "generation", "ETag", "etag", "blob_id"):
             if info.get(key):
                 return f"{key.lower()}:{str(info[key]).strip(chr(34))}"
         return None
 
-    def stamp(self) -> tuple[int, ...] | None:
-        """Size, mtime and inode on the local disk: differs if the file was replaced or appended to. None elsewhere."""
-        if self.filesystem is not None:
-            return None
+    def stamp(self) -> tuple[int | str | None, ...]:
+        """Differs if the file was replaced or appended to: size, mtime and inode, or on a store size and version."""
         try:
+            if self.filesystem is not None:
+                return int(self.filesystem.info(self.path)["size"] or 0), self.version()
             status = os.stat(self.path)
         except OSError as error:
             raise unreadable(self.path, error) from error
@@ -152,11 +155,17 @@ def _local_below(path: str, relative: str) -> Iterator[Source]:
             yield from _local_below(os.path.join(path, name), f"{relative}/{name}" if relative else name)
 
 
-def _remote(url: str) -> Iterator[Source]:
+def open_filesystem(url: str) -> tuple[Any, str]:
+    """The filesystem of a URL and the path in it. It remembers no listing: what is asked again is looked at again."""
     try:
-        filesystem, path = fsspec.core.url_to_fs(url)
+        filesystem, path = fsspec.core.url_to_fs(url, use_listings_cache=False)
     except ImportError as error:
         raise InputError(f"{url} needs a package that is not installed: {error}") from error
+    return filesystem, path
+
+
+def _remote(url: str) -> Iterator[Source]:
+    filesystem, path = open_filesystem(url)
     try:
         if filesystem.isfile(path):
             root, found = path.rsplit("/", 1)[0], {path: filesystem.info(path)}
