@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from email.utils import parsedate_to_datetime
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -71,6 +71,7 @@ class Bucket:
     def _client(self) -> Any:
         try:
             import boto3
+            import botocore.session
             from botocore.config import Config
             from botocore.exceptions import BotoCoreError
         except ImportError as error:
@@ -82,7 +83,9 @@ class Bucket:
             request_checksum_calculation="when_required",  # each put brings a SHA-256 of its own
         )
         try:
-            return boto3.session.Session().client("s3", config=config)
+            session = botocore.session.Session()  # its own, with the credentials that there are now
+            session.register_component("data_loader", _descriptions())
+            return boto3.session.Session(botocore_session=session).client("s3", config=config)
         except (BotoCoreError, ValueError) as error:
             raise StoreError(f"s3://{self.name} cannot be reached: {error}") from error
 
@@ -193,6 +196,14 @@ class Bucket:
             raise Unanswered(f"{url}: {error}: run again to resume") from error
         except BotoCoreError as error:  # no credentials, an incomplete configuration
             raise StoreError(f"{url}: {error}") from error
+
+
+@cache
+def _descriptions() -> Any:
+    """Amazon's descriptions of its services, which take longer to parse than a request takes."""
+    from botocore.loaders import create_loader
+
+    return create_loader()
 
 
 def _explain(url: str, response: Any, *, put: bool) -> StoreError:

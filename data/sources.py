@@ -12,6 +12,7 @@ import glob
 import os
 import re
 import stat
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, TypeAlias, cast
@@ -46,7 +47,7 @@ class Source:
             if self.filesystem is None:
                 return cast(BinaryIO, open(self.path, "rb", buffering=0))
             return cast(BinaryIO, self.filesystem.open(self.path, "rb"))
-        except OSError as error:
+        except (OSError, *client_errors()) as error:
             raise unreadable(self.path, error) from error
 
     def version(self) -> str | None:
@@ -58,7 +59,7 @@ class Source:
             return None
         try:
             info = self.filesystem.info(self.path)
-        except OSError as error:
+        except (OSError, *client_errors()) as error:
             raise unreadable(self.path, error) from error
         for key in ("VersionId", "version_id", "generation", "ETag", "etag", "blob_id"):
             if info.get(key):
@@ -71,18 +72,24 @@ class Source:
             if self.filesystem is not None:
                 return int(self.filesystem.info(self.path)["size"] or 0), self.version()
             status = os.stat(self.path)
-        except OSError as error:
+        except (OSError, *client_errors()) as error:
             raise unreadable(self.path, error) from error
         return status.st_size, status.st_mtime_ns, status.st_ino
 
 
-def unreadable(path: str, error: OSError) -> InputError:
+def client_errors() -> tuple[type[Exception], ...]:
+    """What a store's client raises beside OSError: no credentials, no way to it. Empty where none is in use."""
+    botocore = sys.modules.get("botocore.exceptions")
+    return () if botocore is None else (botocore.BotoCoreError,)
+
+
+def unreadable(path: str, error: Exception) -> InputError:
     """The one-line error for a file that the system does not let us read."""
     if isinstance(error, FileNotFoundError):
         return InputError(f"{path} does not exist")
     if isinstance(error, PermissionError):
         return InputError(f"no permission to read {path}")
-    return InputError(f"{path} cannot be read: {error.strerror or error}")
+    return InputError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}")
 
 
 def list_sources(path: str) -> tuple[Source, ...]:
@@ -176,7 +183,7 @@ def _remote(url: str) -> Iterator[Source]:
             found = filesystem.glob(path, detail=True)
         else:
             root, found = path.rstrip("/"), filesystem.find(path, detail=True)
-    except OSError as error:
+    except (OSError, *client_errors()) as error:
         raise unreadable(url, error) from error
     if not found and not filesystem.exists(path):
         raise InputError(f"{url} does not exist")

@@ -6,6 +6,8 @@ requests that would change something.
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import http.client
 import threading
 from collections.abc import Callable
@@ -41,9 +43,11 @@ class FaultyStore:
     server: int
     faults: list[Fault] = field(default_factory=list)
     journal: list[str] = field(default_factory=list)
-    asked: int = 0
     cut_after: int | None = None
-    """From so many changes on, nothing is answered but 500: as if the driver had been cut off there."""
+    """From the change after so many, nothing is answered but 500: as if the driver had been cut off there."""
+    cut: bool = False
+    mute: bool = False
+    """Computes and tells no checksums. Otherwise a put whose bytes are not those of its checksum is refused, as on S3."""
 
     def __post_init__(self) -> None:
         store = self
@@ -67,8 +71,7 @@ class FaultyStore:
     def heal(self) -> None:
         self.faults.clear()
         self.journal.clear()
-        self.cut_after = None
-        self.asked = 0
+        self.cut_after, self.cut = None, False
 
     def fault_of(self, method: str, path: str) -> Fault | None:
         for fault in self.faults:
@@ -91,8 +94,8 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         headers = {name.lower(): value for name, value in self.headers.items() if name.lower() != "expect"}
         changes = self.command in ("PUT", "DELETE", "POST")
-        store.asked += 1
-        if store.cut_after is not None and len(store.journal) >= store.cut_after:
+        store.cut = store.cut or (changes and store.cut_after is not None and len(store.journal) >= store.cut_after)
+        if store.cut:
             self._answer(500, {}, _error("InternalError"))
             return
         fault = store.fault_of(self.command, self.path)
@@ -106,6 +109,12 @@ class _Handler(BaseHTTPRequestHandler):
                 body = body[:-1] + bytes([body[-1] ^ 1])
             if fault.act == "before":
                 fault.hook()
+        checksum = headers.get("x-amz-checksum-sha256")
+        if store.mute:
+            headers = {name: value for name, value in headers.items() if "checksum" not in name}
+        elif checksum and checksum != base64.b64encode(hashlib.sha256(body).digest()).decode():
+            self._answer(400, {}, _error("BadDigest"))
+            return
         if changes:
             store.journal.append(f"{self.command} {self.path.partition('?')[0]}")
         status, answer_headers, content = self._pass_on(headers, body)
