@@ -47,7 +47,7 @@ class Source:
             if self.filesystem is None:
                 return cast(BinaryIO, open(self.path, "rb", buffering=0))
             return cast(BinaryIO, self.filesystem.open(self.path, "rb"))
-        except (OSError, *client_errors()) as error:
+        except failures() as error:
             raise unreadable(self.path, error) from error
 
     def version(self) -> str | None:
@@ -59,7 +59,7 @@ class Source:
             return None
         try:
             info = self.filesystem.info(self.path)
-        except (OSError, *client_errors()) as error:
+        except failures() as error:
             raise unreadable(self.path, error) from error
         for key in ("VersionId", "version_id", "generation", "ETag", "etag", "blob_id"):
             if info.get(key):
@@ -72,15 +72,15 @@ class Source:
             if self.filesystem is not None:
                 return int(self.filesystem.info(self.path)["size"] or 0), self.version()
             status = os.stat(self.path)
-        except (OSError, *client_errors()) as error:
+        except failures() as error:
             raise unreadable(self.path, error) from error
         return status.st_size, status.st_mtime_ns, status.st_ino
 
 
-def client_errors() -> tuple[type[Exception], ...]:
-    """What a store's client raises beside OSError: no credentials, no way to it. Empty where none is in use."""
+def failures() -> tuple[type[Exception], ...]:
+    """What reading can raise: OSError, and of a store's client in use what is none (no credentials, no way to it)."""
     botocore = sys.modules.get("botocore.exceptions")
-    return () if botocore is None else (botocore.BotoCoreError,)
+    return (OSError,) if botocore is None else (OSError, botocore.BotoCoreError)
 
 
 def unreadable(path: str, error: Exception) -> InputError:
@@ -183,7 +183,7 @@ def _remote(url: str) -> Iterator[Source]:
             found = filesystem.glob(path, detail=True)
         else:
             root, found = path.rstrip("/"), filesystem.find(path, detail=True)
-    except (OSError, *client_errors()) as error:
+    except failures() as error:
         raise unreadable(url, error) from error
     if not found and not filesystem.exists(path):
         raise InputError(f"{url} does not exist")

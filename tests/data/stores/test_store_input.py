@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -12,7 +10,7 @@ from data.dataset import Dataset
 from data.errors import InputError, RunError
 from data.settings import InputSettings
 
-from .store_fixtures import Bench, bench, s3_server  # noqa: F401
+from .store_bench import Bench
 
 LINES = b"".join(b'{"t": "%06d"}\n' % number for number in range(1000))
 

@@ -21,7 +21,7 @@ from data.publish import prepare_output, published_base, verify_published
 from data.retry import plan_retry
 from data.settings import OutputSettings
 
-from .store_fixtures import ROWS, SECRET, Bench, bench, done, s3_server  # noqa: F401
+from .store_bench import ROWS, SECRET, Bench
 
 PART = re.compile(r"part-0000[012]-[0-9a-f]{16}\.parquet")
 
@@ -79,7 +79,7 @@ def test_publishing_again_verifies_and_changes_nothing(bench: Bench, done: Any) 
         done.publish()
 
 
-def test_a_result_is_known_again_without_its_run_folder(bench: Bench, done: Any, new_lab: Any, tmp_path: Any) -> None:
+def test_a_result_is_known_again_without_its_run_folder(done: Any, new_lab: Any, tmp_path: Any) -> None:
     manifest = done.publish()
     again = new_lab(tmp_path / "again", ROWS)
     again.output = done.output
@@ -138,7 +138,7 @@ def test_a_partial_result_is_replaced_once_by_the_complete_one(bench: Bench, lab
     assert made.publish() == made.publish(partial=True) == complete
 
 
-def test_errors_are_computed_again_from_what_is_published(bench: Bench, done: Any, lab: Any) -> None:
+def test_errors_are_computed_again_from_what_is_published(bench: Bench, done: Any) -> None:
     made = done
     made.output = replace_path(made.output, bench.url + "-retry")
     for shard in made.run.commits.iterdir():
@@ -200,9 +200,7 @@ def test_other_urls_are_refused(done: Any, url: str, message: str) -> None:
     assert "secret" not in str(found.value)
 
 
-def test_the_parts_of_wide_rows_end_before_they_are_too_large(
-    bench: Bench, done: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_parts_of_wide_rows_end_before_they_are_too_large(done: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("data.parts.PART_ROWS", 1_000_000)
     monkeypatch.setattr("data.parts.PART_BYTES", 1000)
     monkeypatch.setattr("data.parts.ROW_GROUP_ROWS", 70)

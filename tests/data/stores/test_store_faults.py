@@ -14,7 +14,7 @@ from data.destination import destination
 from data.errors import Held, InputError, RunError
 from data.publish import prepare_output, verify_published
 
-from .store_fixtures import ROWS, Bench, bench, done, s3_server  # noqa: F401
+from .store_bench import ROWS, Bench
 from .test_store_publish import changes, other_run, parts
 
 PUTS = ["part-00001", "_manifest.json"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import boto3
@@ -15,33 +14,7 @@ import data.parts
 from data.settings import OutputSettings
 
 from .faulty_store import FaultyStore, start_server
-
-SECRET = "sentinel0secret0key0never0written"
-ROWS = [{"id": number, "text": f"text {number * 7 % 60}" if number % 40 else ""} for number in range(300)]
-
-
-@dataclass
-class Bench:
-    """A bucket behind the faulty proxy, and the same bucket reached directly."""
-
-    store: FaultyStore
-    direct: Any
-    bucket: str
-
-    @property
-    def url(self) -> str:
-        return f"s3://{self.bucket}/team/result"
-
-    def names(self) -> list[str]:
-        found = self.direct.list_objects_v2(Bucket=self.bucket).get("Contents", [])
-        return sorted(entry["Key"].removeprefix("team/result/") for entry in found)
-
-    def get(self, name: str) -> bytes:
-        content: bytes = self.direct.get_object(Bucket=self.bucket, Key=f"team/result/{name}")["Body"].read()
-        return content
-
-    def put(self, name: str, content: bytes) -> None:
-        self.direct.put_object(Bucket=self.bucket, Key=f"team/result/{name}", Body=content)
+from .store_bench import ROWS, SECRET, Bench
 
 
 @pytest.fixture(scope="session")

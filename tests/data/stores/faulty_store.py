@@ -47,7 +47,7 @@ class FaultyStore:
     """From the change after so many, nothing is answered but 500: as if the driver had been cut off there."""
     cut: bool = False
     mute: bool = False
-    """Computes and tells no checksums. Otherwise a put whose bytes are not those of its checksum is refused, as on S3."""
+    """Computes and tells no checksums. Else a put whose bytes are not those of its checksum is refused, as on S3."""
 
     def __post_init__(self) -> None:
         store = self
@@ -123,7 +123,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         self._answer(status, answer_headers, content)
 
-    do_GET = do_PUT = do_HEAD = do_DELETE = do_POST = _serve
+    do_GET = do_PUT = do_HEAD = do_DELETE = do_POST = _serve  # noqa: N815 - http.server's names
 
     def _pass_on(self, headers: dict[str, str], body: bytes) -> tuple[int, dict[str, str], bytes]:
         connection = http.client.HTTPConnection("127.0.0.1", self.owner.server, timeout=30)
