@@ -80,7 +80,8 @@ class Bucket:
             connect_timeout=CONNECT_SECONDS,
             read_timeout=ANSWER_SECONDS,
             retries={"mode": "standard", "total_max_attempts": int(os.environ.get("AWS_MAX_ATTEMPTS", ATTEMPTS))},
-            request_checksum_calculation="when_required",  # each put brings a SHA-256 of its own
+            request_checksum_calculation="when_required",  # each put brings a SHA-256 of its own,
+            response_checksum_validation="when_required",  # and what is read is compared with the manifest's
         )
         try:
             session = botocore.session.Session()  # its own, with the credentials that there are now
