@@ -65,6 +65,7 @@ class Slot:
     work: float | None = None  # what the worker last said it had done; the same again is no progress
     failures: int = 0  # deaths in a row without a finished shard
     restart_at: float = 0.0
+    suspect: bool = False  # whether its canaries disagreed with those of another worker
 
     @property
     def tokens(self) -> float:
@@ -137,6 +138,17 @@ class WorkerPool:
             self._poke()
         return future
 
+    def ask(self, message: Mapping[str, Any], *, besides: int) -> int | None:
+        """Send a message to a ready worker other than `besides`, the one that holds least; its index, None if none is.
+
+        To be called from `on_event`, that is, in the pool's own thread.
+        """
+        others = [slot for slot in self._slots if slot.index != besides and slot.ready and slot.child is not None]
+        for slot in sorted(others, key=lambda slot: slot.tokens):
+            if slot.child is not None and slot.child.send(message):
+                return slot.index
+        return None
+
     def drain(self) -> None:
         """Give out no further shard; those being worked on go on. Callable from a signal handler."""
         self._draining = True
@@ -200,8 +212,8 @@ class WorkerPool:
         event = {"worker": slot.index, **message}
         if message["event"] == "ready":
             slot.ready = self._proved = True
-        elif message["event"] == "refused" and not self._proved:
-            # Nobody could load the model, so that the next one will not either: it is wrong, not unlucky.
+            slot.suspect = False
+        elif message["event"] == "refused" and self._hopeless(slot, message):
             self._refusal = str(message["message"])
         elif message["event"] == "done":
             slot.failures = 0
@@ -212,6 +224,16 @@ class WorkerPool:
         elif message["event"] == "failed":
             slot.held.pop(message["shard"]).future.set_exception(RunError(str(message["message"])))
         self._on_event(event)
+
+    def _hopeless(self, slot: Slot, message: Event) -> bool:
+        """Whether a worker's refusal holds for all.
+
+        If nobody could load the model, the next one will not either: it is wrong, not unlucky. Where canaries disagree,
+        the run ends once most workers do: then the one that was first may be the one that is wrong.
+        """
+        slot.suspect = bool(message.get("canary"))
+        suspects = sum(slot.suspect for slot in self._slots)
+        return not self._proved or bool(message.get("certain")) or 2 * suspects > len(self._slots)
 
     def _watch(self) -> None:
         now = time.monotonic()

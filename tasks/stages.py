@@ -37,6 +37,7 @@ from tasks.run import OpenRun
 from tasks.summary import RunReport
 
 MAX_LOTS = 500
+SETTLE_SECONDS = 10.0
 PARTIAL = "Partial"
 """The name of Prefect's state Completed where the deadline has left something undone."""
 
@@ -126,6 +127,7 @@ def publish_result(run: OpenRun) -> RunReport:
     if run.late:
         run.stop(0.0)  # a worker that still lived could commit a shard under the eyes of whoever reads the ledger
     else:
+        _settle(run)
         run.pool.dismiss()
     run.events.tell({"event": "publishing", "partial": run.partial})
     schema = results_of(job.settings, job.checkpoint)
@@ -150,7 +152,16 @@ def publish_result(run: OpenRun) -> RunReport:
         resumed_rows=run.resumed_rows,
         hits=run.hits,
     )
-    return replace(report, finish_spread=run.progress.record.finish_spread)
+    alerts = () if run.checks is None else tuple(run.checks.alerts)
+    return replace(report, finish_spread=run.progress.record.finish_spread, warnings=(*report.warnings, *alerts))
+
+
+def _settle(run: OpenRun) -> None:
+    """Hear what comes of rows that are being repeated. RunError if that speaks against the result."""
+    if run.checks is not None:
+        run.checks.settle(SETTLE_SECONDS)
+    if run.failure is not None:
+        raise run.failure
 
 
 def final_state(report: RunReport) -> RunReport | State[RunReport]:

@@ -7,6 +7,7 @@ finishes. A shard is committed here, by the process that computed it; the driver
 
 from __future__ import annotations
 
+import sys
 import time
 import traceback
 from collections.abc import Iterable, Iterator
@@ -26,12 +27,15 @@ from engine.child import Mailbox
 from engine.importing import without_collections
 from engine.request import Completion, Engine, Request
 from tasks.cache import job_answers
+from tasks.canary import CanaryFailed, Expected, Found, check_canaries, in_float32
+from tasks.repeats import Repeats
 from tasks.results import ResultTable
 from tasks.settings import Settings
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from engine.weight_sums import WeightWatch
     from tasks.engines import BuiltEngine
 
 PROGRESS_SECONDS = 0.5
@@ -47,6 +51,9 @@ class WorkerOrder(BaseModel):
     settings: Settings
     device: str
     threads: int
+    expected: Expected = Expected()
+    others: bool = False
+    """Whether the run has other workers, which can repeat rows of this one."""
 
 
 class ShardInProgress:
@@ -57,6 +64,8 @@ class ShardInProgress:
         self.results: dict[int, Completion] = {}  # by slot
         self.keys: list[bytes] = []
         self.occurrences: list[int] = []
+        self.sample: list[Request] = []  # what another worker is to answer again
+        self.base = 0
 
     def requests(self, run: RunFolder, settings: Settings, context_length: int, base: int) -> Iterable[Request]:
         """The shard's prompts as requests whose ids count from `base` by slot."""
@@ -77,7 +86,15 @@ class ShardInProgress:
 class Worker:
     """The loop of one worker process around an engine."""
 
-    def __init__(self, mailbox: Mailbox, order: WorkerOrder, engine: Engine, table: ResultTable, context: int) -> None:
+    def __init__(
+        self,
+        mailbox: Mailbox,
+        order: WorkerOrder,
+        engine: Engine,
+        table: ResultTable,
+        context: int,
+        watch: WeightWatch | None = None,
+    ) -> None:
         self._mailbox, self._order, self._engine, self._table, self._context = mailbox, order, engine, table, context
         self._run = RunFolder.open(order.run)
         self._shards: dict[int, ShardInProgress] = {}  # by the id of its first request
@@ -87,6 +104,8 @@ class Worker:
         self._told = 0.0
         self._shared = 0.0  # prompt tokens found in the KV cache, up to the last commit
         self._answers = job_answers(order.settings, self._run.identity, table.schema)
+        self._watch = watch
+        self._repeats = Repeats(self._run, wanted=order.others, exact=in_float32(order.settings, order.device))
 
     def serve(self) -> None:
         """Work until the driver is gone."""
@@ -94,13 +113,27 @@ class Worker:
             idle = not self._engine.has_work
             message = self._mailbox.receive(wait=idle)
             while message is not None:
-                shard = Shard.from_json(message)
-                with self._reported(shard):
-                    self._accept(shard)
+                if "repeat" in message:
+                    self._repeats.ask(message["repeat"])
+                else:
+                    shard = Shard.from_json(message)
+                    with self._reported(shard):
+                        self._accept(shard)
                 message = self._mailbox.receive(wait=False)
-            for completion in self._engine.step():
+            self._repeat()
+            for completion in self._engine.step() if self._engine.has_work else ():
                 self._take(completion)
             self._tell()
+
+    def _repeat(self) -> None:
+        """Answer rows of other workers again; where batches depend on their shard alone, while there is none."""
+        alone = self._order.settings.engine.deterministic
+        while self._repeats.waiting and not (alone and self._engine.has_work):
+            self._engine.add(self._repeats.requests())
+            while alone and self._engine.has_work:
+                for completion in self._engine.step():
+                    self._take(completion)
+            self._shared = self._engine.statistics().get("shared_tokens", 0.0) if alone else self._shared
 
     def _accept(self, shard: Shard) -> None:
         attempt = record_attempt(self._run, shard.id, self._order.worker)
@@ -109,11 +142,17 @@ class Worker:
         requests = list(work.requests(self._run, self._order.settings, self._context, base))
         if len(requests) != shard.sequences:
             raise RunError(f"shard {shard.id} has {len(requests)} prompts instead of {shard.sequences}")
+        work.base, work.sample = base, self._repeats.sample(shard.id, requests)
         self._shards[base] = work
         self._base_of.update((request.id, base) for request in requests)
         self._engine.add(requests)
 
     def _take(self, completion: Completion) -> None:
+        if completion.id < 0:
+            event = self._repeats.take(completion)
+            if event is not None:
+                self._mailbox.send(event)
+            return
         base = self._base_of.pop(completion.id)
         work = self._shards[base]
         work.results[completion.id - base] = completion
@@ -126,6 +165,10 @@ class Worker:
                 self._finish(work)
 
     def _finish(self, work: ShardInProgress) -> None:
+        if self._watch is not None and not self._watch.intact():
+            sys.exit("the model's weights in memory have changed since they were loaded")  # another process tries again
+        answers = [work.results[request.id - work.base] for request in work.sample]
+        left = self._repeats.leave(work.shard.id, work.sample, answers)
         completions = [work.results[slot] for slot in range(work.shard.sequences)]
         results = self._table.build(completions, work.shard.sequences)
         before, self._shared = self._shared, self._engine.statistics().get("shared_tokens", 0.0)
@@ -152,6 +195,7 @@ class Worker:
                 "lengths": count_lengths([len(c.token_ids) for c in completions if c.error is None]),
                 "seconds": commit.seconds,
                 "attempt": commit.attempt,
+                **({"repeat": True} if left else {}),
             }
         )
 
@@ -185,7 +229,8 @@ class Worker:
 def build(order: WorkerOrder) -> tuple[BuiltEngine, ResultTable, int]:
     """Load the model and make the engine of the job's kind, with the table that its results go into, and its context.
 
-    Raises InputError, ValueError or OSError for a model that cannot be loaded.
+    Raises InputError, ValueError or OSError for a model that cannot be loaded, CanaryFailed for one that must not be
+    used.
     """
     with without_collections():
         import torch
@@ -199,6 +244,8 @@ def build(order: WorkerOrder) -> tuple[BuiltEngine, ResultTable, int]:
             from tasks.engines import build_engine  # imports transformers, while the weights are read
 
         built = build_engine(settings, checkpoint, order.device, order.threads, weights)
+        found = Found(checkpoint, built.engine, built.weights, order.device)
+        check_canaries(RunFolder.open(order.run), settings, order.expected, found)
     return built, ResultTable(settings, checkpoint.tokenizer(), built.embedding_size), checkpoint.context_length
 
 
@@ -213,9 +260,16 @@ def main(mailbox: Mailbox) -> None:
         traceback.print_exc()
         mailbox.send({"event": "refused", "message": f"the model cannot be loaded: {error}"})
         return
+    except CanaryFailed as failed:
+        print(failed, flush=True)
+        mailbox.send({"event": "refused", "message": str(failed), "canary": True, "certain": failed.certain})
+        return
+    from engine.weight_sums import WeightWatch
+
+    watch = WeightWatch(built.model)
     seconds = time.monotonic() - started
     mailbox.send({"event": "ready", "seconds": seconds, "device": order.device, "precision": built.precision})
-    Worker(mailbox, order, built.engine, table, context).serve()
+    Worker(mailbox, order, built.engine, table, context, watch).serve()
 
 
 def order_message(order: WorkerOrder) -> dict[str, Any]:
