@@ -110,7 +110,7 @@ class Worker:
     def serve(self) -> None:
         """Work until the driver is gone."""
         while True:
-            idle = not self._engine.has_work
+            idle = not (self._engine.has_work or self._repeats.waiting)
             message = self._mailbox.receive(wait=idle)
             while message is not None:
                 if "repeat" in message:
