@@ -19,6 +19,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from engine.bytecode import keep_bytecode
+from engine.quiet_traceback import print_quietly
 
 PARENT_GONE = 3
 
@@ -58,6 +59,7 @@ def main(target: str, descriptor: int) -> None:
     """Run `module:function` with the mailbox on `descriptor`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.excepthook = print_quietly
     mailbox = Mailbox(Connection(descriptor))
     keep_bytecode()
     module, _, function = target.partition(":")
