@@ -72,8 +72,12 @@ class CanaryFailed(Exception):
         self.certain = certain
 
 
-def check_canaries(run_folder: RunFolder, settings: Settings, expected: Expected, found: Found) -> None:
-    """Raise CanaryFailed unless the worker has what the run was planned with."""
+def check_canaries(run_folder: RunFolder, settings: Settings, expected: Expected, found: Found) -> str | None:
+    """Raise CanaryFailed unless the worker has what the run was planned with.
+
+    Returns what the user should know once: that earlier runs of these weights had another tokenizer or chat template,
+    which may be meant or not.
+    """
     identity = run_folder.identity
     planned = {"tokenizer": identity["model"]["tokenizer"], "chat template": identity["model"]["template"]}
     names = differences({**planned, **expected.outline, **planned}, canary_outline(found.checkpoint))
@@ -101,6 +105,21 @@ def check_canaries(run_folder: RunFolder, settings: Settings, expected: Expected
         before = record.keep(_answers_key(identity, expected), {"answers": answers})
         if before is not None and _disagree(answers, before.get("answers", []), exact):
             raise _failed(identity, expected, found, record, "answers the canary prompts otherwise than it did")
+    return _other_company(_Record(user_cache() / "canaries", user_cache() / "canaries"), identity["model"], found)
+
+
+def _other_company(record: _Record, digests: Mapping[str, str], found: Found) -> str | None:
+    """A warning if the weights were used with another tokenizer or chat template before, and never with these."""
+    model = digests["model"][:32]
+    company = hashlib.sha256(f"{digests['tokenizer']} {digests['template']}".encode()).hexdigest()[:32]
+    if record.keep(f"files-{model}-{company}", digests) is not None:
+        return None
+    others = [json.loads(path.read_bytes()) for path in record.folder.glob(f"files-{model}-*.json")]
+    names = {"tokenizer": "tokenizer", "template": "chat template"}
+    differ = [text for key, text in names.items() if any(other[key] != digests[key] for other in others)]
+    if not differ:
+        return None
+    return f"the model in {found.checkpoint.folder} was used with another {' and '.join(differ)} before"
 
 
 def in_float32(settings: Settings, device: str) -> bool:

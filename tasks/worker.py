@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import time
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -226,9 +226,10 @@ class Worker:
             self._mailbox.send({"event": "progress", "work": work, **self._counts})
 
 
-def build(order: WorkerOrder) -> tuple[BuiltEngine, ResultTable, int]:
+def build(order: WorkerOrder, warn: Callable[[str], object] | None = None) -> tuple[BuiltEngine, ResultTable, int]:
     """Load the model and make the engine of the job's kind, with the table that its results go into, and its context.
 
+    `warn` is told what the user should know of the model.
     Raises InputError, ValueError or OSError for a model that cannot be loaded, CanaryFailed for one that must not be
     used.
     """
@@ -245,7 +246,9 @@ def build(order: WorkerOrder) -> tuple[BuiltEngine, ResultTable, int]:
 
         built = build_engine(settings, checkpoint, order.device, order.threads, weights)
         found = Found(checkpoint, built.engine, built.weights, order.device)
-        check_canaries(RunFolder.open(order.run), settings, order.expected, found)
+        notice = check_canaries(RunFolder.open(order.run), settings, order.expected, found)
+        if notice is not None and warn is not None:
+            warn(notice)
     return built, ResultTable(settings, checkpoint.tokenizer(), built.embedding_size), checkpoint.context_length
 
 
@@ -255,7 +258,7 @@ def main(mailbox: Mailbox) -> None:
     message = mailbox.receive(wait=True)
     order = WorkerOrder.model_validate(message)
     try:
-        built, table, context = build(order)
+        built, table, context = build(order, lambda text: mailbox.send({"event": "warning", "message": text}))
     except (InputError, ValueError, OSError) as error:
         traceback.print_exc()
         mailbox.send({"event": "refused", "message": f"the model cannot be loaded: {error}"})

@@ -111,7 +111,7 @@ def test_a_sound_worker_is_ready_again_and_again(
     job = planned(tmp_path, model, **jobs[kind])
     assert [start(job, run)["event"] for run in ("run", "run", "another")] == ["ready"] * 3
     for folder in (tmp_path / "run" / "canaries", tmp_path / "another" / "canaries", cache):
-        assert len(list(folder.iterdir())) == 2
+        assert len(list(folder.glob("weights-*"))) == len(list(folder.glob("answers-*"))) == 1
         assert folder.stat().st_mode & 0o777 == 0o700
 
 
@@ -165,6 +165,21 @@ def test_a_tokenizer_whose_ids_are_swapped_since_the_plan(start: Start, tmp_path
     path.write_text(json.dumps(state))
     refused = _refused_after(start, job)
     assert "tokenizer, token ids" in refused
+
+
+def test_a_tokenizer_that_was_swapped_before_the_plan_is_warned_of_once(
+    start: Start, tmp_path: Path, model: Path
+) -> None:
+    assert start(planned(tmp_path, model))["event"] == "ready"
+    path = model / "tokenizer.json"
+    state = json.loads(path.read_text())
+    vocabulary = state["model"]["vocab"]
+    vocabulary["a"], vocabulary["e"] = vocabulary["e"], vocabulary["a"]
+    path.write_text(json.dumps(state))
+    warned = start(planned(tmp_path, model), "another")
+    assert warned["event"] == "warning"
+    assert "was used with another tokenizer before" in warned["message"]
+    assert start(planned(tmp_path, model), "third")["event"] == "ready"
 
 
 def _refused_after(start: Start, job: Job) -> str:
