@@ -171,9 +171,20 @@ def _key(what: str, **deciding: Any) -> str:
     import torch
     import transformers
 
-    versions = [VERSION, ANSWERS, torch.__version__, transformers.__version__]
+    versions = [VERSION, ANSWERS, torch.__version__, transformers.__version__, _engine_source()]
     text = json.dumps([what, versions, torch.backends.cpu.get_cpu_capability(), deciding], sort_keys=True)
     return f"{what}-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
+
+
+def _engine_source() -> str:
+    """A digest of the engine's own files: another version of it may lay weights out, and round, in another way."""
+    import engine
+
+    folder = Path(engine.__path__[0])
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(f"{path.relative_to(folder)} ".encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 class _Record:
