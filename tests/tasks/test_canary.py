@@ -83,14 +83,14 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 
 def flip_a_byte(model: Path) -> None:
-    """One byte of one weight, with size, times and inode as they were: what a disk does."""
+    """The lowest bit of one weight, which no answer would tell, with size, times and inode as they were."""
     path = model / "model.safetensors"
     times = path.stat()
     with path.open("r+b") as file:
-        file.seek(-1001, os.SEEK_END)
+        file.seek(-1004, os.SEEK_END)
         byte = file.read(1)
         file.seek(-1, os.SEEK_CUR)
-        file.write(bytes([byte[0] ^ 0x40]))
+        file.write(bytes([byte[0] ^ 1]))
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
