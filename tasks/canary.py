@@ -26,6 +26,7 @@ from data.canary import canary_outline, canary_prompts, differences
 from data.checkpoint import Checkpoint
 from data.digests import user_cache
 from data.durable import make_folder, write_file
+from data.errors import InputError
 from data.run_folder import RunFolder
 from engine.request import Engine, Request, run
 from engine.version import ANSWERS
@@ -176,6 +177,14 @@ def _key(what: str, **deciding: Any) -> str:
     return f"{what}-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
 
 
+def _whole(checkpoint: Checkpoint, planned: Mapping[str, str]) -> bool:
+    """Whether the checkpoint's bytes, read anew, are those that a run was planned with."""
+    try:
+        return checkpoint.digests(trusting=False) == planned
+    except InputError:  # not those that the hub stored either
+        return False
+
+
 def _engine_source() -> str:
     """A digest of the engine's own files: another version of it may lay weights out, and round, in another way."""
     import engine
@@ -215,7 +224,7 @@ class _Record:
 def _failed(identity: Mapping[str, Any], expected: Expected, found: Found, record: _Record, what: str) -> CanaryFailed:
     """The reason that a worker is refused for, after reading the weights' files from end to end."""
     folder = found.checkpoint.folder
-    if found.checkpoint.digests(trusting=False) != identity["model"]:
+    if not _whole(found.checkpoint, identity["model"]):
         return CanaryFailed(
             f"the weights in {folder} are damaged: their bytes are not those that the run was planned with, although "
             "their size and time are. Fetch the model again and check the disk",
