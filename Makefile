@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: sample test check format scale job advisories clean
+.PHONY: sample test check format faults scale job advisories clean
 
 sample: .venv/installed
 	$(BIN)/overnight infer --config data/sample/config.toml
@@ -20,6 +20,12 @@ format: .venv/installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 	$(BIN)/python -m tasks.reference
+
+# Hundreds of kills and power cuts, the planted bugs, the soak, and the program itself under strace where there is one.
+faults: .venv/installed-dev
+	$(BIN)/python -m tests.faults campaign
+	$(BIN)/python -m tests.faults soak
+	FAULTS_FULL=1 $(BIN)/python -m pytest tests/faults
 
 # A million rows through everything but the model, with the time and the driver's memory.
 scale: .venv/installed-dev

@@ -104,6 +104,11 @@ class Code(StrEnum):
         "The model computed values that are not numbers.",
         "Set engine.dtype to bfloat16 or float32; if every row has it, the weights are damaged: fetch them again.",
     )
+    WORKER_DIED = (
+        "worker_died",
+        "Computing this row alone ended two worker processes.",
+        "The last words in the run's folder workers/ say how they ended; change the row, or use another device.",
+    )
     DEADLINE = (
         "deadline",
         "The run ended at schedule.deadline before this row was answered. Not counted against output.error_budget.",

@@ -2,8 +2,7 @@
 
 A commit names the shard's results by their SHA-256. The results are linked to that address and made durable before
 the record is, so a record implies data that a power cut cannot take back. The first record of a shard wins, and late or
-repeated attempts change nothing. Attempts are recorded before a shard starts, so that a shard that kills its workers is
-counted whatever dies with them.
+repeated attempts (data.attempts) change nothing.
 """
 
 from __future__ import annotations
@@ -117,24 +116,6 @@ def record_commit(run: RunFolder, commit: Commit) -> Commit:
         commit = Commit.read(path)
     prompts_path(run, commit.shard).unlink(missing_ok=True)
     return commit
-
-
-def record_attempt(run: RunFolder, shard: str, worker: int) -> int:
-    """Record durably that a worker is about to start a shard; returns the number of this attempt, 1 first."""
-    record = {"shard": shard, "worker": worker, "process": os.getpid()}
-    content = json.dumps(record).encode()
-    number = attempts(run, shard) + 1
-    while not write_file(run.tmp, run.attempts / f"{shard}.{number}.json", lambda file: file.write(content)):
-        number += 1
-    return number
-
-
-def attempts(run: RunFolder, shard: str) -> int:
-    """How often a shard was started."""
-    number = 0
-    while (run.attempts / f"{shard}.{number + 1}.json").exists():
-        number += 1
-    return number
 
 
 class Ledger:

@@ -38,7 +38,7 @@ from data.window import Window
 if TYPE_CHECKING:
     from data.dataset import Dataset
 
-__all__ = ["OverBudget", "prepare_output", "publish", "published", "published_base", "verify_published"]
+__all__ = ["OverBudget", "finish", "prepare_output", "publish", "published", "published_base", "verify_published"]
 
 
 def prepare_output(run: RunFolder, output: OutputSettings, *, fresh: bool = False) -> Manifest | None:
@@ -221,14 +221,28 @@ def _verified(target: Target, manifest: Manifest) -> Manifest:
     return manifest
 
 
+def finish(run: RunFolder, output: OutputSettings, manifest: Manifest) -> None:
+    """Delete what the verified publication of `manifest` leaves behind, and a crash has kept from being deleted.
+
+    Shard data only once it is in a complete result. The caller holds the locks.
+    """
+    _finish(run, Target.at(output.path), manifest)
+
+
 def _finish(run: RunFolder, target: Target, manifest: Manifest) -> None:
-    """Delete what a verified publication leaves behind; shard data only once it is in a complete result."""
     target.clean(run.id)
     publications.withdraw(run)
-    if manifest.complete:
-        commits = Ledger(run).commits()
-        later = [shard for window in load_retries(run)[manifest.retries :] for shard in window.shards]
-        keep = {f"{commits[shard.id].sha256}.parquet" for shard in later if shard.id in commits}
-        for path in run.shards.iterdir():
-            if path.name not in keep:
-                path.unlink(missing_ok=True)
+    if not manifest.complete:
+        return
+    run.sweep()  # what a worker that was killed has left there
+    if not any(run.shards.iterdir()) and not any(run.prompts.iterdir()):
+        return
+    commits = Ledger(run).commits()
+    later = [shard for window in load_retries(run)[manifest.retries :] for shard in window.shards]
+    keep = {f"{commits[shard.id].sha256}.parquet" for shard in later if shard.id in commits}
+    for path in run.shards.iterdir():
+        if path.name not in keep:
+            path.unlink(missing_ok=True)
+    for path in run.prompts.iterdir():  # a worker may die between a commit and this
+        if path.stem in commits:
+            path.unlink(missing_ok=True)

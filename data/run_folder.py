@@ -132,12 +132,16 @@ def set_aside(path: Path | str) -> Path | None:
 def preflight(run: RunFolder, output: Path) -> None:
     """Prove with probes that results can be written beside `output` and that files of the run can be linked there.
 
-    Creates the missing parents of the output. InputError names the folder and the remedy.
+    Creates the missing parents of the output. The caller holds the lock of the run. InputError names the folder and the
+    remedy.
     """
     parent = output.absolute().parent
-    probe = parent / f".overnight-probe-{secrets.token_hex(8)}"
+    start = f".overnight-probe-{run.id}-"
+    probe = parent / f"{start}{secrets.token_hex(8)}"
     try:
         make_folder(parent)
+        for dead in parent.glob(f"{start}*"):  # of a start of this run that was killed
+            dead.unlink(missing_ok=True)
         staged = stage(run.tmp, lambda file: file.write(b"probe"))
         try:
             if os.stat(run.tmp).st_dev != os.stat(parent).st_dev:

@@ -6,11 +6,14 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
 from engine.bench_settings import BenchSettings
 from engine.supervisor import Child
+
+SILENCE_SECONDS = 3600.0  # a workload on a CPU, or kernels that are compiled first
 
 
 class BenchFailed(RuntimeError):
@@ -40,7 +43,7 @@ def bench_in_child(settings: BenchSettings, progress: Callable[[str], None]) -> 
 
 
 def _next(child: Child, progress: Callable[[str], None]) -> dict[str, Any]:
-    message = child.receive()
+    message = child.receive() if wait([child.connection], SILENCE_SECONDS) else None
     if message is None:
         ending = child.end(patience=5)
         progress(child.log.read_text(errors="replace").rstrip())

@@ -70,6 +70,7 @@ class Classifier(PrefillEngine):
         return Completion(
             id=request.id,
             prompt_tokens=len(request.prompt),
+            key=request.key,
             token_ids=list(self._choices[int(scores.argmax())]),
             finish_reason="stop",
             probabilities=(weights / weights.sum()).tolist(),

@@ -63,4 +63,4 @@ class Embedder(PrefillEngine):
 def _completion(request: Request, vector: np.ndarray) -> Completion:
     if not np.isfinite(vector).all():
         return failure(request, "nan_logits", "the embedding is not finite")
-    return Completion(id=request.id, prompt_tokens=len(request.prompt), embedding=vector)
+    return Completion(id=request.id, prompt_tokens=len(request.prompt), key=request.key, embedding=vector)

@@ -162,7 +162,9 @@ class Generator:
 
     def _refuse(self, request: Request, code: Failure, message: str) -> None:
         self._counts["errors"] += 1
-        self._refused.append(Completion(request.id, error=(code, message), prompt_tokens=len(request.prompt)))
+        self._refused.append(
+            Completion(request.id, error=(code, message), prompt_tokens=len(request.prompt), key=request.key)
+        )
 
     def _count(self, step: Step) -> None:
         counts = self._counts
@@ -232,6 +234,7 @@ class Generator:
                 outcome.stop,
                 outcome.error,
                 prompt_tokens=len(sequence.prompt),
+                key=sequence.key,
             )
             for request in sequence.ids
         ]

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from engine.faults import out_of_memory
 from engine.model import resolve_dtype
 from engine.packing import Pack, common_beginning, pack
 from engine.request import Completion, Failure, Request
@@ -128,7 +129,9 @@ class PrefillEngine(ABC):
         requests = [self._requests[index] for index in pack.indices]
         try:
             answer = self._forward(pack, requests)
-        except torch.OutOfMemoryError:
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
             answer = None
         if answer is None:
             self._shrink(pack)
@@ -162,7 +165,7 @@ class PrefillEngine(ABC):
 
 def failure(request: Request, code: Failure, message: str) -> Completion:
     """The completion of a request that has no result."""
-    return Completion(id=request.id, prompt_tokens=len(request.prompt), error=(code, message))
+    return Completion(id=request.id, prompt_tokens=len(request.prompt), key=request.key, error=(code, message))
 
 
 def to_host(tensor: Tensor) -> Callable[[], np.ndarray]:

@@ -18,9 +18,8 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-import torch
-
 from engine.execution import Executes, Launched
+from engine.faults import out_of_memory
 from engine.paged import BLOCK
 from engine.sampling import NOT_A_NUMBER
 from engine.sequence import Sequence
@@ -30,8 +29,6 @@ _Result = TypeVar("_Result")
 
 # Steps are never cut to fewer tokens or rows before they are tried.
 _LEAST = 16
-# How libraries under torch say it; torch's own allocator on a GPU has a class for it.
-_MESSAGES = ("out of memory", "ALLOC_FAILED", "can't allocate memory")
 
 
 @dataclass(frozen=True)
@@ -137,7 +134,7 @@ class Recovery:
         try:
             return work(step)
         except (RuntimeError, MemoryError) as error:
-            if not _of_memory(error):
+            if not out_of_memory(error):
                 raise
             return None
 
@@ -183,12 +180,3 @@ def halves(step: Step) -> tuple[Step, Step]:
         if cut < chunk.stop:
             second.chunks.append(Chunk(chunk.sequence, cut, chunk.stop))
     return first, second
-
-
-def _of_memory(error: BaseException | None) -> bool:
-    """Whether memory ran out, or the error came up while that was being handled: a capture fails twice."""
-    while error is not None:
-        if isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in _MESSAGES):
-            return True
-        error = error.__context__
-    return False

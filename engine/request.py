@@ -12,8 +12,8 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-Failure = Literal["bad_prompt_ids", "blank_prompt", "nan_logits", "out_of_memory", "prompt_too_long"]
-"""Why a request has no result."""
+Failure = Literal["bad_prompt_ids", "blank_prompt", "nan_logits", "out_of_memory", "prompt_too_long", "worker_died"]
+"""Why a request has no result; `worker_died` is for callers that do not even ask an engine any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +51,8 @@ class Completion:
     logprob: float | None = None
     scored: int = 0
     prompt_tokens: int = 0
+    key: bytes = field(default=b"", compare=False)
+    """The key of the prompt that was computed, which tells a result that was given to another request."""
 
 
 class Engine(Protocol):

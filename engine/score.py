@@ -45,4 +45,6 @@ def _completion(request: Request, logprobs: np.ndarray) -> Completion:
     total = float(logprobs.sum())
     if math.isnan(total):
         return failure(request, "nan_logits", "the model gave logits that are not numbers")
-    return Completion(id=request.id, prompt_tokens=len(request.prompt), logprob=total, scored=len(logprobs))
+    return Completion(
+        id=request.id, prompt_tokens=len(request.prompt), key=request.key, logprob=total, scored=len(logprobs)
+    )

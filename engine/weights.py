@@ -136,7 +136,7 @@ class Staging:
         self._allocate()
         for start in range(0, target.numel(), self._piece):
             part = target[start : start + self._piece]
-            buffer, copied = self._free.get()  # the one that has waited longest
+            buffer, copied = self._free.get()  # waited longest; every reader puts its own back, whatever happens
             try:
                 if copied is not None:
                     copied.synchronize()

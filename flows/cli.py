@@ -217,6 +217,7 @@ def deploy() -> None:
     """Create the work pool of prefect.yaml if it is not there, and register the deployments."""
     prefect = [sys.executable, "-m", "prefect", "--no-prompt"]
     create = [*prefect, "work-pool", "create", "--type", "process", WORK_POOL]
+    # Prefect bounds its requests; a user who waits at the terminal bounds the rest.
     made = subprocess.run(create, capture_output=True, text=True, check=False)
     if made.returncode and "already exists" not in made.stdout + made.stderr:
         _fail(f"the work pool {WORK_POOL} cannot be created: {(made.stdout + made.stderr).strip()}", 1)

@@ -24,6 +24,7 @@ from tasks.progress_table import progress_table
 
 REFRESH_SECONDS = 0.25
 PLAIN_LINE_SECONDS = 10.0
+END_SECONDS = 10.0
 
 
 class Terminal(Console):
@@ -57,7 +58,7 @@ class Display:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._events.put(None)
-        self._thread.join()
+        self._thread.join(END_SECONDS)  # a terminal that takes nothing is not waited for
 
     def _show(self) -> None:
         try:

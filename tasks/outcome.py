@@ -118,9 +118,14 @@ def failed_report(run: OpenRun, message: str, state: str = "failed") -> RunRepor
         accuracy_label="",
         resume_command=job.command,
         message=message,
-        warnings=job.warnings,
+        warnings=warnings(run),
         hits=run.hits,
     )
+
+
+def warnings(run: OpenRun) -> tuple[str, ...]:
+    """What was warned of before the run and during it."""
+    return tuple(dict.fromkeys((*run.job.warnings, *run.progress.record.warnings)))
 
 
 def error_rows(target: Target, manifest: Manifest) -> dict[str, list[int]]:

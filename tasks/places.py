@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from data.errors import InputError
 from data.manifest import Manifest
-from data.publish import prepare_output, published_elsewhere
+from data.publish import finish, prepare_output, published_elsewhere
 from data.run_folder import RunFolder, preflight, set_aside
 from data.target import Target
 from tasks.job import Job, remember_afresh, remember_day
@@ -50,6 +50,8 @@ def locked_places(job: Job, *, dry: bool = False) -> Iterator[tuple[RunFolder, M
                     f"run {folder.id} is published already, and not at {job.output_path}: copy that result, or compute"
                     " it again with --fresh or in another --run-dir"
                 )
+            if finished is not None and not dry:
+                finish(folder, job.output, finished)
             yield folder, finished
 
 

@@ -1,12 +1,13 @@
 """The workers of a run behind one small interface: `submit` a shard, get a future, `close`.
 
-One thread waits on all connections at once. An idle worker takes the next shard; outside deterministic mode it also
-holds further ones, up to its share of those left, so that small shards fill its batch and the tail of one does not
-drain it. A worker that dies, or shows no progress for the stall limit, is replaced, and the futures of its shards end
-in `WorkerDied`, which the caller retries. Under a deadline a shard that cannot be finished in time is not handed out,
-and once nothing more can be, or the time is over, the workers are ended and every future that is left ends in
-`OutOfTime`. What a shard is, and what is done when it is finished, is the business of the worker process itself
-(tasks.worker).
+One thread starts the processes and waits on all connections at once. An idle worker takes the next shard; outside
+deterministic mode it also holds further ones, up to its share of those left, so that small shards fill its batch and
+the tail of one does not drain it. A worker that dies, falls silent or makes no progress (tasks.seat) is replaced, never
+used again, and the futures of its shards end in `WorkerDied`: the caller submits them again. One whose memory grows
+without end is replaced between two shards. A seat whose workers die in a row stays empty; the run goes on with the
+others, until none is left. Under a deadline a shard that cannot be finished in time is not handed out, and once nothing
+more can be, or the time is over, the workers are ended and every future that is left ends in `OutOfTime`. What a shard
+is, and what is done when it is finished, is the business of the worker process itself (tasks.worker).
 """
 
 from __future__ import annotations
@@ -16,22 +17,23 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from multiprocessing import Pipe
 from multiprocessing.connection import wait
-from typing import Any, NamedTuple
+from typing import Any
 
 from data.errors import RunError
+from engine.child import BEAT
 from engine.supervisor import Child
 from tasks.deadline import Deadline, OutOfTime
+from tasks.figures import size as shown
+from tasks.growth import Growth
+from tasks.seat import Event, Given, Seat
 from tasks.shard_queue import ShardQueue, Waiting
 
 TICK_SECONDS = 0.5
-START_SECONDS = 3600.0  # a large model from a slow disk says nothing while it loads
+PAUSE_SECONDS = 5.0  # a turn that took longer than this did not happen: the process was stopped, or starved
 EXIT_PATIENCE_SECONDS = 5.0
-MAX_RESTART_DELAY_SECONDS = 30.0
-
-Event = dict[str, Any]
+CLOSE_SECONDS = 60.0  # what it takes to kill and reap every worker, at most
 
 
 class WorkerDied(RunError):
@@ -46,33 +48,6 @@ class NoWorkers(RunError):
     """Workers refuse to start, so that waiting for one is pointless."""
 
 
-class Held(NamedTuple):
-    """A shard that a worker has, and its predicted tokens."""
-
-    future: Future[Event]
-    tokens: float
-
-
-@dataclass(slots=True)
-class Slot:
-    """The place of one worker: its process now, and what it holds."""
-
-    index: int
-    child: Child | None = None
-    ready: bool = False
-    held: dict[str, Held] = field(default_factory=dict)
-    seen: float = 0.0  # monotonic time of the last sign of progress
-    work: float | None = None  # what the worker last said it had done; the same again is no progress
-    failures: int = 0  # deaths in a row without a finished shard
-    restart_at: float = 0.0
-    suspect: bool = False  # whether its canaries disagreed with those of another worker
-
-    @property
-    def tokens(self) -> float:
-        """Predicted tokens of the shards it holds."""
-        return sum(held.tokens for held in self.held.values())
-
-
 class WorkerPool:
     """Workers of this machine.
 
@@ -83,6 +58,7 @@ class WorkerPool:
         start: makes the process of the worker with this index.
         stall_timeout: seconds without progress after which a worker is replaced.
         retries: deaths in a row without a finished shard after which a worker is not started again.
+        growth: bytes of memory that a worker may grow by after its start.
         deadline: when work must end; without one it goes on until it is done.
         on_event: told of every message and death, from the pool's thread; must return quickly.
     """
@@ -94,26 +70,25 @@ class WorkerPool:
         start: Callable[[int], Child],
         *,
         tokens: float = 0.0,
+        growth: float = math.inf,
         deadline: Deadline | None = None,
         stall_timeout: float,
         retries: int,
         on_event: Callable[[Event], None],
     ) -> None:
         self._depth, self._tokens, self._start = depth, tokens, start
-        self._stall, self._retries = stall_timeout, retries
+        self._stall = stall_timeout
         self._deadline = deadline
         self.late = False
         """Whether the deadline has ended the work."""
         self._on_event = on_event
-        self._slots = [Slot(index) for index in range(size)]
+        self._seats = [Seat(index, retries, Growth(growth)) for index in range(size)]
         self._waiting = ShardQueue()
         self._draining = self._closed = False
         self._refusal = ""
         self._proved = False  # a worker has been ready
         self._wake, self._waker = Pipe(duplex=False)
         self._poked = False
-        for slot in self._slots:
-            self._spawn(slot)
         self._thread = threading.Thread(target=self._serve, name="workers", daemon=True)
         self._thread.start()
 
@@ -122,16 +97,16 @@ class WorkerPool:
         """Whether a shard given now can still be worked on."""
         return not (self._draining or self._closed or self._refusal)
 
-    def submit(self, shard: Mapping[str, Any], *, first: bool = False) -> Future[Event]:
+    def submit(self, shard: Mapping[str, Any], *, first: bool = False, alone: bool = False) -> Future[Event]:
         """Queue a shard; `shard["id"]` is its id, `shard["cost"]` its predicted tokens if they are to count.
 
-        With `first` it goes before those that wait.
+        With `first` it goes before those that wait; with `alone` it gets a worker that holds nothing else meanwhile.
         The future gives the worker's `done` message.
         It raises WorkerDied (try again), Interrupted (the pool was closed), OutOfTime (by the deadline) or NoWorkers
         (workers refuse to start).
         """
         future: Future[Event] = Future()
-        self._waiting.put(Waiting(dict(shard), future), first=first)
+        self._waiting.put(Waiting(dict(shard), future, alone), first=first)
         if self._closed:
             self._waiting.fail(self._ending())
         else:
@@ -143,10 +118,10 @@ class WorkerPool:
 
         To be called from `on_event`, that is, in the pool's own thread.
         """
-        others = [slot for slot in self._slots if slot.index != besides and slot.ready and slot.child is not None]
-        for slot in sorted(others, key=lambda slot: slot.tokens):
-            if slot.child is not None and slot.child.send(message):
-                return slot.index
+        others = [seat for seat in self._seats if seat.index != besides and seat.ready]
+        for seat in sorted(others, key=lambda seat: seat.tokens):
+            if seat.child is not None and seat.child.send(message):
+                return seat.index
         return None
 
     def drain(self) -> None:
@@ -163,10 +138,10 @@ class WorkerPool:
         """End every worker, after waiting up to `patience` seconds for shards being worked on. Idempotent."""
         self._draining = True
         deadline = time.monotonic() + patience
-        while time.monotonic() < deadline and any(slot.held for slot in self._slots):
+        while time.monotonic() < deadline and any(seat.held for seat in self._seats):
             time.sleep(0.05)
         self.dismiss()
-        self._thread.join()
+        self._thread.join(CLOSE_SECONDS)  # it waits for nothing longer; the processes end with this one at the latest
 
     def _poke(self) -> None:
         if not self._poked:  # more would fill the pipe, and then block whoever queues a whole window
@@ -179,73 +154,84 @@ class WorkerPool:
         finally:  # however the loop ends, no process and no unanswered future is left
             error = self._ending() if self._closed else NoWorkers("the pool of workers failed")
             self._closed = True
-            children = [slot.child for slot in self._slots if slot.child is not None]
+            children = [seat.child for seat in self._seats if seat.child is not None]
             for child in children:
                 child.kill()  # all of them before the first is waited for: a GPU takes a while to be given back
             for child in children:
                 child.end()
-            for slot in self._slots:
-                self._fail(slot, error)
+            for seat in self._seats:
+                for _, given in seat.empty():
+                    given.future.set_exception(error)
             self._waiting.fail(error)
 
     def _work(self) -> None:
+        turn = time.monotonic()
         while not self._closed:
-            connections = {slot.child.connection: slot for slot in self._slots if slot.child is not None}
-            for ready in wait([self._wake, *connections], timeout=TICK_SECONDS):
-                if ready is self._wake:
-                    self._wake.recv_bytes()
-                    self._poked = False
-                else:
-                    self._hear(connections[ready])  # type: ignore[index]
             self._watch()
             self._dispatch()
             self._keep_time()
+            connections = {seat.child.connection: seat for seat in self._seats if seat.child is not None}
+            found = wait([self._wake, *connections], timeout=TICK_SECONDS)
+            if (passed := time.monotonic() - turn) > PAUSE_SECONDS:
+                for seat in self._seats:
+                    seat.excuse(passed)
+            turn = time.monotonic()
+            for ready in found:
+                if ready is self._wake:
+                    self._wake.recv_bytes()  # never waits: it is readable
+                    self._poked = False
+                else:
+                    self._hear(connections[ready])  # type: ignore[index]
 
-    def _hear(self, slot: Slot) -> None:
-        assert slot.child is not None
-        message = slot.child.receive()
+    def _hear(self, seat: Seat) -> None:
+        assert seat.child is not None
+        message = seat.child.receive()
         if message is None:
-            self._bury(slot, slot.child.end(EXIT_PATIENCE_SECONDS))
+            self._bury(seat, seat.child.end(EXIT_PATIENCE_SECONDS))
             return
-        if message["event"] != "progress" or message.get("work") != slot.work:
-            slot.seen, slot.work = time.monotonic(), message.get("work")
-        event = {"worker": slot.index, **message}
+        seat.note(message)
+        if message["event"] == BEAT:
+            return
+        event = {"worker": seat.index, **message}
         if message["event"] == "ready":
-            slot.ready = self._proved = True
-            slot.suspect = False
-        elif message["event"] == "refused" and self._hopeless(slot, message):
+            seat.ready = self._proved = True
+            seat.refused = False
+            seat.growth.begin(seat.child.memory)
+        elif message["event"] == "refused" and self._hopeless(seat, message):
             self._refusal = str(message["message"])
         elif message["event"] == "done":
-            slot.failures = 0
-            held = slot.held.pop(message["shard"])
+            given = seat.finish(message["shard"])
+            if given is None:
+                return
             if self._deadline is not None:
-                self._deadline.learn(held.tokens, message["seconds"])
-            held.future.set_result(event)
-        elif message["event"] == "failed":
-            slot.held.pop(message["shard"]).future.set_exception(RunError(str(message["message"])))
+                self._deadline.learn(given.tokens, message["seconds"])
+            given.future.set_result(event)
+        elif message["event"] == "failed" and (given := seat.held.pop(message["shard"], None)) is not None:
+            given.future.set_exception(RunError(str(message["message"])))
         self._on_event(event)
 
-    def _hopeless(self, slot: Slot, message: Event) -> bool:
+    def _hopeless(self, seat: Seat, message: Event) -> bool:
         """Whether a worker's refusal holds for all.
 
         If nobody could load the model, the next one will not either: it is wrong, not unlucky. Where canaries disagree,
         the run ends once most workers do: then the one that was first may be the one that is wrong.
         """
-        slot.suspect = bool(message.get("canary"))
-        suspects = sum(slot.suspect for slot in self._slots)
-        return not self._proved or bool(message.get("certain")) or 2 * suspects > len(self._slots)
+        seat.refused = bool(message.get("canary"))
+        refused = sum(seat.refused for seat in self._seats)
+        return not self._proved or bool(message.get("certain")) or 2 * refused > len(self._seats)
 
     def _watch(self) -> None:
         now = time.monotonic()
-        for slot in self._slots:
-            if slot.child is None and now >= slot.restart_at and slot.failures <= self._retries and self.open:
-                self._spawn(slot)
-            elif slot.child is not None and (slot.held or not slot.ready):
-                limit = self._stall if slot.ready else max(self._stall, START_SECONDS)
-                if now - slot.seen > limit:
-                    slot.child.end()
-                    self._bury(slot, f"no progress for {limit:g} s")
-        if not self._refusal and all(s.child is None and s.failures > self._retries for s in self._slots):
+        for seat in self._seats:
+            if seat.child is None:
+                if now >= seat.restart_at and not seat.gone and self.open:
+                    self._spawn(seat)
+            elif (why := seat.overdue(now, self._stall)) is not None:
+                seat.child.end()
+                self._bury(seat, why)
+            elif seat.leaving and not seat.held:
+                self._renew(seat)
+        if not self._refusal and all(seat.gone for seat in self._seats):
             self._refusal = "every worker died repeatedly; the last words are in the run's folder workers/"
         if self._refusal:
             self._waiting.fail(NoWorkers(self._refusal))
@@ -254,67 +240,69 @@ class WorkerPool:
         if self._draining:
             self._waiting.fail(Interrupted("the run was stopped"))
             return
-        while roomy := [slot for slot in self._slots if self._has_room(slot)]:
-            slot = min(roomy, key=lambda slot: len(slot.held))
-            given = self._waiting.take(math.inf if self._deadline is None else self._deadline.room)
+        while roomy := [seat for seat in self._seats if self._has_room(seat)]:
+            seat = min(roomy, key=lambda seat: len(seat.held))
+            room = math.inf if self._deadline is None else self._deadline.room
+            given = self._waiting.take(room, alone=not seat.held)
             if given is None:
                 return
-            assert slot.child is not None
-            slot.held[given.shard["id"]] = Held(given.future, given.cost)
-            slot.seen = time.monotonic()
-            slot.child.send(given.shard)  # a worker that is gone is found at its connection
+            seat.give(given)
 
     def _keep_time(self) -> None:
         """End the work once the time is over, or when no worker has any and none that waits can be finished."""
         if self._deadline is None or self._draining:
             return
-        held = sum(len(slot.held) for slot in self._slots)
+        held = sum(len(seat.held) for seat in self._seats)
         idle = not held and self._waiting.holds_only_above(self._deadline.room)
         if idle or self._deadline.passed:
             self.late = self._draining = self._closed = True
             self._on_event({"event": "deadline", "given_up": held, "waiting": len(self._waiting)})
 
-    def _has_room(self, slot: Slot) -> bool:
+    def _has_room(self, seat: Seat) -> bool:
         """Whether a worker may take one more shard. One that is ready before the others leaves them their share."""
-        if slot.child is None or not slot.ready:
+        if not seat.ready or seat.leaving or seat.alone:
             return False
-        if len(slot.held) < self._depth:
+        if len(seat.held) < self._depth:
             return True
-        left = len(self._waiting) + sum(len(slot.held) for slot in self._slots)
-        return slot.tokens < self._tokens and len(slot.held) * len(self._slots) < left
+        left = len(self._waiting) + sum(len(seat.held) for seat in self._seats)
+        return seat.tokens < self._tokens and len(seat.held) * len(self._seats) < left
 
-    def _spawn(self, slot: Slot) -> None:
+    def _spawn(self, seat: Seat) -> None:
         try:
-            slot.child = self._start(slot.index)
+            child = self._start(seat.index)
         except OSError as error:
-            self._count_death(slot, f"it could not be started: {error}")
+            self._lose(seat, f"it could not be started: {error}")
             return
-        slot.ready, slot.seen = False, time.monotonic()
-        self._on_event({"worker": slot.index, "event": "started", "pid": slot.child.pid})
+        seat.take(child)
+        self._on_event({"worker": seat.index, "event": "started", "pid": child.pid})
 
-    def _bury(self, slot: Slot, how: str) -> None:
-        assert slot.child is not None
-        words = slot.child.last_words()
-        slot.child, slot.ready = None, False
-        held = self._count_death(slot, how)
-        message = f"worker {slot.index} ended: {how}" + (f" ({words})" if words else "")
-        for future in held:
-            future.set_exception(WorkerDied(message))
+    def _renew(self, seat: Seat) -> None:
+        """Replace a worker that holds nothing and whose memory grows without end."""
+        assert seat.child is not None
+        grown = f"the memory of worker {seat.index} grew by {shown(seat.growth.grown)} and went on growing"
+        seat.child.end()
+        seat.empty()
+        message = f"{grown}; a new process has taken its place"
+        self._on_event({"worker": seat.index, "event": "warning", "code": "memory", "message": message})
 
-    def _count_death(self, slot: Slot, how: str) -> list[Future[Event]]:
-        """Tell of a death and delay the next start; the shards that the worker held are the caller's to fail."""
-        slot.failures += 1
-        slot.restart_at = time.monotonic() + min(MAX_RESTART_DELAY_SECONDS, 0.5 * 2 ** (slot.failures - 1))
-        shards, held = list(slot.held), [shard.future for shard in slot.held.values()]
-        slot.held.clear()
-        self._on_event({"worker": slot.index, "event": "died", "how": how, "shards": shards})
-        return held
+    def _bury(self, seat: Seat, how: str) -> None:
+        assert seat.child is not None
+        words, process = seat.child.last_words(), seat.child.pid
+        message = f"worker {seat.index} ended: {how}" + (f" ({words})" if words else "")
+        for given in self._lose(seat, how, process):
+            given.future.set_exception(WorkerDied(message))
+
+    def _lose(self, seat: Seat, how: str, process: int | None = None) -> list[Given]:
+        """Tell of a death; the shards that the worker held are the caller's to fail, once that is told."""
+        lost = seat.lose()
+        shards = [shard for shard, _ in lost]
+        self._on_event({"worker": seat.index, "event": "died", "how": how, "shards": shards, "pid": process})
+        left = sum(not seat.gone for seat in self._seats)
+        if seat.gone and left:
+            message = f"worker {seat.index} is given up after deaths in a row, the last one: {how}"
+            message += f"; the run goes on with {left} of {len(self._seats)} workers"
+            self._on_event({"worker": seat.index, "event": "warning", "code": "worker_gone", "message": message})
+        return [given for _, given in lost]
 
     def _ending(self) -> RunError:
         return OutOfTime("the deadline came first") if self.late else Interrupted("the run was stopped")
-
-    @staticmethod
-    def _fail(slot: Slot, error: Exception) -> None:
-        for held in slot.held.values():
-            held.future.set_exception(error)
-        slot.held.clear()

@@ -5,19 +5,17 @@ Row numbers and codes, never text of a row.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
-from rich.console import Console, Group
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from data.histogram import edge
-from tasks.figures import duration, numbers, plural, printable, share, short, size
+from tasks.figures import duration, numbers, plural, printable, share, size
+from tasks.histogram import histogram
 from tasks.preflight import Offer, PlanReport
 
-BAR = 20
 _ROWS = "row numbers, from 0"
-_EIGHTHS = " ▏▎▍▌▋▊▉"
 
 
 def print_plan(report: PlanReport, console: Console) -> None:
@@ -73,29 +71,10 @@ def _histograms(report: PlanReport) -> Table | None:
     # Of answers the shape is known, from however many there were: drawn for those that there will be.
     scale = report.planned.prompts.sequences / max(sum(answers), 1)
     grid = Table.grid(padding=(0, 4, 0, 0))
-    prompts = _histogram("Tokens of a prompt", "rows", report.planned.lengths)
-    predicted = _histogram("Tokens of an answer, predicted", "answers", [round(n * scale) for n in answers])
+    prompts = histogram("Tokens of a prompt", "rows", report.planned.lengths)
+    predicted = histogram("Tokens of an answer, predicted", "answers", [round(n * scale) for n in answers])
     grid.add_row(prompts, predicted if answers else "")
     return grid
-
-
-def _histogram(title: str, what: str, counts: Sequence[int]) -> Group:
-    """Bars from the first to the last bin that holds something."""
-    grid = Table.grid(padding=(0, 1))
-    grid.add_column(justify="right", style="dim", no_wrap=True)
-    grid.add_column(no_wrap=True, width=BAR)
-    grid.add_column(justify="right", no_wrap=True)
-    filled = [number for number, count in enumerate(counts) if count]
-    for number in range(filled[0], filled[-1] + 1) if filled else ():
-        low, high = edge(number), edge(number + 1) - 1
-        label = f"{low:,}" if low == high else f"{low:,}-{high:,}"
-        grid.add_row(label, Text(_bar(counts[number] / max(counts)), "cyan"), short(counts[number]))
-    return Group(Text.assemble((title, "bold"), (f"  {what}", "dim")), grid)
-
-
-def _bar(part: float) -> str:
-    eighths = max(1, round(part * BAR * 8)) if part else 0
-    return "█" * (eighths // 8) + _EIGHTHS[eighths % 8].strip()
 
 
 def _needs(report: PlanReport) -> Table | None:

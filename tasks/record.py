@@ -10,6 +10,8 @@ from typing import Any
 
 from data.histogram import add
 
+WARNINGS = 20
+
 
 class Record:
     """Adds up the events of a run.
@@ -30,6 +32,14 @@ class Record:
         """How many answers have what length, in the bins of `data.histogram`."""
         self.tokens = 0
         """Of these answers."""
+        self._warnings: dict[str, None] = {}
+        self._unsaid = 0
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What was warned of, each once; the first ones, and how many more there were."""
+        more = (f"and {self._unsaid} more warnings; they are in the run's events.jsonl",) if self._unsaid else ()
+        return (*self._warnings, *more)
 
     def tell(self, event: Mapping[str, Any]) -> None:
         """Take one event into account."""
@@ -42,11 +52,19 @@ class Record:
             self.publishing = now
         elif kind == "died":
             self.deaths += 1
+        elif kind == "warning":
+            self._warn(str(event["message"]))
         elif kind == "done":
             self._finished[int(event["worker"])] = now
             if "lengths" in event:
                 self.lengths = add([self.lengths, event["lengths"]])
                 self.tokens += int(event["output_tokens"])
+
+    def _warn(self, message: str) -> None:
+        if len(self._warnings) < WARNINGS:
+            self._warnings[message] = None
+        elif message not in self._warnings:
+            self._unsaid += 1
 
     @property
     def spans(self) -> tuple[tuple[float, float], ...]:

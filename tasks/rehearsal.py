@@ -16,6 +16,8 @@ from tasks.deadline import Deadline
 from tasks.job import Job
 from tasks.progress import Event
 
+END_SECONDS = 30.0  # a filesystem that hangs for longer is not waited for
+
 
 class Rehearsal:
     """Listens to the events of a run that has a deadline."""
@@ -31,9 +33,9 @@ class Rehearsal:
             self._thread.start()
 
     def end(self) -> None:
-        """Wait until it is done, if it was begun: it writes into the run folder."""
+        """Wait until it is done, if it was begun: it writes into the run folder, under names of its own."""
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(END_SECONDS)
 
     def _measure(self, shard: str) -> None:
         try:

@@ -54,9 +54,13 @@ class Repeats:
         self._repeated: dict[int, Repeated] = {}  # by request id
         self._next_id = -1  # a worker counts its own requests up from 0
 
+    def wants(self, shard: str) -> bool:
+        """Whether rows of a shard are to be left for another worker."""
+        return self._wanted and (self._first or int(shard[:12], 16) % SHARE == 0)
+
     def sample(self, shard: str, requests: Sequence[Request]) -> list[Request]:
         """The requests of a shard that another worker is to answer again; mostly none."""
-        if not self._wanted or not (self._first or int(shard[:12], 16) % SHARE == 0):
+        if not self.wants(shard):
             return []
         self._first = False
         return list(requests[:: max(1, len(requests) // _ROWS)][:_ROWS])

@@ -14,11 +14,15 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import psutil
+
+from data.attempts import attempts, read_attempts, record_death
 from data.errors import InputError, RunError
 from data.ledger import Ledger
 from data.manifest import Manifest
 from data.run_folder import RunFolder
 from data.shards import Shard
+from data.suspect import alone
 from data.window import Window
 from engine.supervisor import Child
 from tasks.canary import Expected
@@ -27,13 +31,16 @@ from tasks.deadline import Deadline
 from tasks.devices import device_name
 from tasks.display import Display
 from tasks.events import EventLog
+from tasks.growth import growth_limit
 from tasks.hits import Hits, count_hits
 from tasks.job import Job, cached_answers
+from tasks.open_files import raise_open_files
 from tasks.places import locked_places
 from tasks.planner import Planner, plan_options
-from tasks.pool import Event, WorkerPool
+from tasks.pool import WorkerPool
 from tasks.progress import Progress
 from tasks.rehearsal import Rehearsal
+from tasks.seat import Event
 from tasks.worker import WorkerOrder, order_message
 
 WORKER_TARGET = "tasks.worker:main"
@@ -112,21 +119,28 @@ class OpenRun:
     def hand_out(self, shards: Sequence[Shard]) -> None:
         """Give the shards that are not committed to the workers, in this order; `answers` tells what comes of it."""
         for shard in self.ledger.missing(shards):
-            self._handed[shard.id] = self.pool.submit(shard.to_json())
+            self._handed[shard.id] = self._submit(shard)
 
-    def _hand_out_again(self, shards: Sequence[Shard]) -> None:
-        """The same before all others: their lot, and the window with it, would else end behind a later window's."""
-        for shard in reversed(self.ledger.missing(shards)):
-            self._handed[shard.id] = self.pool.submit(shard.to_json(), first=True)
+    def hand_out_again(self, shard: Shard) -> Future[Event] | None:
+        """The same before all others: its window would else end behind a later one. None if it is committed by now."""
+        return None if self.ledger.committed(shard.id) else self._submit(shard, first=True)
 
-    def answers(self, shards: Sequence[Shard]) -> list[Future[Event]]:
-        """The answers to come of those shards that are not committed, handed out anew once these have been asked for.
+    def answers(self, shards: Sequence[Shard]) -> dict[str, Future[Event]]:
+        """By shard the answers to come, of those that are not committed.
 
-        Every shard that is handed out is asked for once, with those of its lot.
+        Shards are handed out when they are planned, and anew if this is asked for again.
         """
-        if not any(shard.id in self._handed for shard in shards):
-            self._hand_out_again(shards)
-        return [self._handed.pop(shard.id) for shard in shards if shard.id in self._handed]
+        futures: dict[str, Future[Event]] = {}
+        for shard in reversed(shards):
+            future = self._handed.pop(shard.id, None) or self.hand_out_again(shard)
+            if future is not None:
+                futures[shard.id] = future
+        return futures
+
+    def _submit(self, shard: Shard, *, first: bool = False) -> Future[Event]:
+        started = attempts(self.folder, shard.id)
+        suspected = bool(started) and alone(read_attempts(self.folder, shard.id))
+        return self.pool.submit(shard.to_json(), first=first, alone=suspected)
 
     def stop(self, patience: float) -> None:
         """End the workers, after up to `patience` seconds for what they hold. Ends the wait of every lot."""
@@ -150,8 +164,10 @@ def opened(job: Job) -> Iterator[OpenRun]:
 
     Raises:
         InputError, Held: of `locked_places`.
+        InputError: too few files may be open.
     """
     started = time.monotonic()
+    raise_open_files()
     with locked_places(job) as (folder, finished), ExitStack() as stack:
         progress = Progress()
         events = EventLog(folder.events, progress.tell)
@@ -232,7 +248,7 @@ def start_pool(job: Job, folder: RunFolder, events: EventLog, deadline: Deadline
 
     def start(index: int) -> Child:
         environment = job.placement.environment(index)
-        child = Child(WORKER_TARGET, environment=environment, log=logs / f"{index}.log")
+        child = Child(WORKER_TARGET, environment=environment, log=logs / f"{index}.log", beats=True)
         order = WorkerOrder(
             worker=index,
             run=folder.path,
@@ -245,6 +261,11 @@ def start_pool(job: Job, folder: RunFolder, events: EventLog, deadline: Deadline
         child.send(order_message(order))
         return child
 
+    def tell(event: Event) -> None:
+        if event["event"] == "died":
+            record_deaths(folder, event, events)
+        events.tell(event)
+
     shardwise = job.settings.engine.shardwise
     return WorkerPool(
         job.placement.workers,
@@ -254,8 +275,18 @@ def start_pool(job: Job, folder: RunFolder, events: EventLog, deadline: Deadline
         deadline=deadline,
         stall_timeout=job.settings.workers.stall_timeout,
         retries=job.settings.workers.retries,
-        on_event=events.tell,
+        growth=growth_limit(psutil.virtual_memory().total, job.placement.workers),
+        on_event=tell,
     )
+
+
+def record_deaths(folder: RunFolder, event: Event, events: EventLog) -> None:
+    """Make a worker's death known to later attempts at the shards that it held, before these are handed out again."""
+    try:
+        for shard in event["shards"]:
+            record_death(folder, shard, event["pid"])
+    except (OSError, RunError) as error:  # it then counts half, as a death that nobody saw
+        events.tell({"event": "warning", "message": f"a worker's death could not be recorded: {error}"})
 
 
 def _run_started(job: Job, folder: RunFolder) -> dict[str, Any]:

@@ -23,7 +23,7 @@ class WorkersSettings(Section):
     dp_degree: int = Field(4, ge=1, description="Model replicas side by side, one device each.")
     tp_degree: int = Field(1, ge=1, description="Devices that share one replica.")
     backend: Literal["local", "ray"] = Field("local", description="Processes of this machine, or Ray actors.")
-    retries: int = Field(3, ge=0, description="How often the shards of a dead worker are tried again.")
+    retries: int = Field(3, ge=0, description="Deaths in a row without a finished shard before a worker is given up.")
     stall_timeout: float = Field(600.0, gt=0, description="Seconds without progress after which a worker is replaced.")
     hourly_price: float = Field(0.0, ge=0, description="Price of one device for an hour, for estimates and job.budget.")
 

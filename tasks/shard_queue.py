@@ -12,19 +12,20 @@ from data.errors import RunError
 
 
 class Waiting(NamedTuple):
-    """A shard, and what its submitter waits for. `cost` is its predicted tokens, 0 if they do not count."""
+    """A shard, and what its submitter waits for. `alone`: it is to have a worker to itself."""
 
     shard: Mapping[str, Any]
     future: Future[dict[str, Any]]
+    alone: bool = False
 
     @property
     def cost(self) -> float:
-        """Its predicted tokens."""
+        """Its predicted tokens, 0 if they do not count."""
         return float(self.shard.get("cost", 0.0))
 
 
 class ShardQueue:
-    """First in, first out, except for shards that are too large for the time that is left."""
+    """First in, first out, but for shards that are too large for the time that is left, or wait for an idle worker."""
 
     def __init__(self) -> None:
         self._waiting: deque[Waiting] = deque()
@@ -41,11 +42,14 @@ class ShardQueue:
             else:
                 self._waiting.append(waiting)
 
-    def take(self, room: float) -> Waiting | None:
-        """Remove the first shard whose cost is at most `room`; None if there is none."""
+    def take(self, room: float, *, alone: bool = True) -> Waiting | None:
+        """Remove the first shard whose cost is at most `room`; None if there is none.
+
+        alone: whether it may be one that is to have a worker to itself.
+        """
         with self._lock:
             for position, waiting in enumerate(self._waiting):
-                if waiting.cost <= room:
+                if waiting.cost <= room and (alone or not waiting.alone):
                     del self._waiting[position]
                     return waiting
         return None

@@ -1,28 +1,27 @@
 """The Prefect tasks of the infer flow: plan the next window, run a lot, publish.
 
 A lot is a few consecutive shards. The workers have those that are not committed since they were planned; its task waits
-for all of them. When a worker dies, the task fails after its other shards are done, and Prefect runs it again after a
-while: then it hands them out anew. What a task passes on is names: windows and shards by index and id, results by path.
+for all of them. When a worker dies, its shards are handed out again by their tasks at once; the task run of a lot fails
+only with what cannot be retried. What a task passes on is names: windows and shards by index and id, results by path.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from concurrent.futures import wait
+from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any, cast
+from typing import cast
 
 from prefect import State, task
 from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture
-from prefect.runtime import task_run
 from prefect.states import Completed
-from prefect.tasks import exponential_backoff
 from prefect.utilities.annotations import quote
 
 from data.errors import RunError
+from data.histogram import add
 from data.publish import publish, published_base
 from data.retry import plan_retry
 from data.shards import Shard
@@ -30,7 +29,7 @@ from data.window import Window
 from tasks.deadline import OutOfTime
 from tasks.job import results_of
 from tasks.lessons import learn
-from tasks.outcome import manifest_fields, partial_message, published_report
+from tasks.outcome import manifest_fields, partial_message, published_report, warnings
 from tasks.planner import Planner, plan_options
 from tasks.pool import Interrupted, WorkerDied
 from tasks.run import OpenRun
@@ -38,6 +37,7 @@ from tasks.summary import RunReport
 
 MAX_LOTS = 500
 SETTLE_SECONDS = 10.0
+WAIT_SECONDS = 5.0
 PARTIAL = "Partial"
 """The name of Prefect's state Completed where the deadline has left something undone."""
 
@@ -64,22 +64,30 @@ def plan_failed_again(run: OpenRun) -> Window | None:
 def run_lot(run: OpenRun, shards: Sequence[Shard]) -> State[None] | None:
     """Have the shards of a lot answered and committed, those that are not yet, as far as the deadline allows.
 
+    A shard whose worker dies is handed out again at once, until it is answered or `data.suspect` gives it up.
+
     Raises:
-        WorkerDied: a worker ended while it held one of them; what was finished is committed.
-        RunError: a shard cannot be computed or stored.
+        RunError: a shard cannot be computed or stored; what was finished is committed.
     """
+    by_id = {shard.id: shard for shard in shards}
     futures = run.answers(shards)
-    wait(futures)
-    late = any(isinstance(future.exception(), OutOfTime) for future in futures)
-    try:
-        for future in futures:
-            if not isinstance(future.exception(), OutOfTime):
-                future.result()
-    except RunError as error:
-        last = not isinstance(error, WorkerDied) or (task_run.run_count or 0) > run.job.settings.workers.retries
-        if last and not isinstance(error, Interrupted):
+    late, errors = False, list[BaseException]()
+    while futures:
+        wait(futures.values(), timeout=WAIT_SECONDS, return_when=FIRST_COMPLETED)  # the pool answers every future
+        for identifier in [identifier for identifier, future in futures.items() if future.done()]:
+            error = futures.pop(identifier).exception()
+            again = run.hand_out_again(by_id[identifier]) if isinstance(error, WorkerDied) else None
+            if again is not None:
+                futures[identifier] = again
+            elif isinstance(error, OutOfTime):
+                late = True
+            elif error is not None and not run.ledger.committed(identifier):
+                errors.append(error)
+    if errors:
+        error = next((error for error in errors if not isinstance(error, Interrupted)), errors[0])
+        if isinstance(error, RunError) and not isinstance(error, Interrupted):
             run.fail(error)  # no other shard is computed for a run that cannot end well
-        raise
+        raise error
     return Completed(name=PARTIAL, message="the deadline came first") if late else None
 
 
@@ -90,18 +98,11 @@ def submit_lots(run: OpenRun, window: Window) -> list[PrefectFuture[State[None] 
     count = max(1, min(len(shards), MAX_LOTS // _windows_expected(run, window)))
     bounds = [len(shards) * number // count for number in range(count + 1)]
     lots = [shards[start:stop] for start, stop in pairwise(bounds) if stop > start]
-    retries = run.job.settings.workers.retries
-
-    def worth_retrying(_task: Any, _task_run: Any, state: State[None]) -> bool:
-        return run.pool.open and isinstance(state.result(raise_on_failure=False), WorkerDied)
-
     return [
-        run_lot.with_options(
-            task_run_name=f"{window.name} lot {number}",
-            retries=retries,
-            retry_delay_seconds=exponential_backoff(backoff_factor=1) if retries else 0,
-            retry_condition_fn=worth_retrying,
-        ).submit(cast(OpenRun, quote(run)), lot)  # quoted, or Prefect would search all of it for futures
+        run_lot.with_options(task_run_name=f"{window.name} lot {number}").submit(
+            cast(OpenRun, quote(run)),
+            lot,  # quoted, or Prefect would search all of it for futures
+        )
         for number, lot in enumerate(lots)
     ]
 
@@ -152,8 +153,14 @@ def publish_result(run: OpenRun) -> RunReport:
         resumed_rows=run.resumed_rows,
         hits=run.hits,
     )
-    alerts = () if run.checks is None else tuple(run.checks.alerts)
-    return replace(report, finish_spread=run.progress.record.finish_spread, warnings=(*report.warnings, *alerts))
+    record = run.progress.record
+    return replace(
+        report,
+        finish_spread=record.finish_spread,
+        prompt_lengths=add(window.lengths for window in run.windows),
+        answer_lengths=record.lengths,
+        warnings=warnings(run),
+    )
 
 
 def _settle(run: OpenRun) -> None:

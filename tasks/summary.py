@@ -6,7 +6,7 @@ text of a row. Row numbers count from 0 in the order of the input.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tasks.figures import duration, numbers, plural, printable, share, short
+from tasks.histogram import histogram, histogram_lines
 
 if TYPE_CHECKING:
     from data.audit import AuditReport
@@ -55,6 +56,10 @@ class RunReport:
     """What was not computed; None if nothing was planned."""
     finish_spread: float | None = None
     """Seconds between the last shards of the first and the last worker."""
+    prompt_lengths: Sequence[int] = ()
+    """Rows by the tokens of their prompt, in the bins of data.histogram; empty if nothing was planned."""
+    answer_lengths: Sequence[int] = ()
+    """Answers that were computed, by their tokens."""
 
     @property
     def failed_rows(self) -> int:
@@ -84,6 +89,11 @@ def print_summary(report: RunReport, console: Console) -> None:
     if report.errors:
         console.print()
         console.print(_error_table(report))
+    if lengths := list(_lengths(report)):
+        grid = Table.grid(padding=(0, 4, 0, 0))
+        grid.add_row(*(histogram(*drawn) for drawn in lengths))
+        console.print()
+        console.print(grid)
     console.print()
     for name, place in _places(report):
         console.print(Text.assemble(f"{name:<9} ", (printable(place), "cyan")), soft_wrap=True)
@@ -125,6 +135,9 @@ def as_markdown(report: RunReport) -> str:
     if report.errors:
         lines += ["", "| error | rows | row numbers, from 0 |", "|---|---:|---|"]
         lines += [f"| `{code}` | {count:,} | {rows} |" for code, count, rows in _errors(report)]
+    for title, what, counts in _lengths(report):
+        lines += ["", f"| {title} | {what} | |", "|---:|---:|---|"]
+        lines += [f"| {label} | {count} | {bar} |" for label, bar, count in histogram_lines(counts)]
     lines += ["", *(f"- {name}: {_code(place)}" for name, place in _places(report))]
     lines += [f"- Warning: {_cell(warning)}" for warning in report.warnings]
     sentence, command = _next(report)
@@ -160,6 +173,14 @@ def _counts(report: RunReport) -> Iterator[tuple[str, str, str]]:
     if report.finish_spread is not None:
         where += f", finished within {duration(report.finish_spread)} of each other"
     yield "Workers", f"{report.workers}", where
+
+
+def _lengths(report: RunReport) -> Iterator[tuple[str, str, Sequence[int]]]:
+    """What is drawn: a title, what is counted, and the counts."""
+    if report.prompt_lengths:
+        yield "Tokens of a prompt", "rows", report.prompt_lengths
+    if sum(report.answer_lengths[1:]):
+        yield "Tokens of an answer", "answers", report.answer_lengths
 
 
 def _errors(report: RunReport) -> Iterator[tuple[str, int, str]]:

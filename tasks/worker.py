@@ -2,7 +2,10 @@
 
 It joins data and engine and never imports Prefect. The loop never waits while it has work: between two steps of the
 engine it takes whatever shards have arrived, so that the next shard's rows join the batch while the last one's tail
-finishes. A shard is committed here, by the process that computed it; the driver only learns that it is done.
+finishes. A shard is committed here, by the process that computed it; the driver only learns that it is done. One that
+the driver sends alone, since workers have died of it, may come to be computed in parts (tasks.shard_in_progress).
+
+An engine that owes a result, or gives one that nobody asked for, mixes rows up: nothing more of it is committed.
 """
 
 from __future__ import annotations
@@ -10,8 +13,8 @@ from __future__ import annotations
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,17 +23,18 @@ from pydantic import BaseModel, ConfigDict
 from data.checkpoint import Checkpoint
 from data.errors import InputError, RunError
 from data.histogram import count_lengths
-from data.ledger import commit_shard, record_attempt
+from data.ledger import commit_shard
 from data.run_folder import RunFolder
-from data.shards import Shard, read_prompts
+from data.shards import Shard
 from engine.child import Mailbox
 from engine.importing import without_collections
-from engine.request import Completion, Engine, Request
+from engine.request import Completion, Engine
 from tasks.cache import job_answers
 from tasks.canary import CanaryFailed, Expected, Found, check_canaries, in_float32
 from tasks.repeats import Repeats
 from tasks.results import ResultTable
 from tasks.settings import Settings
+from tasks.shard_in_progress import WORKER_DIED, ShardInProgress
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -39,6 +43,7 @@ if TYPE_CHECKING:
     from tasks.engines import BuiltEngine
 
 PROGRESS_SECONDS = 0.5
+NAN = "nan_logits"
 
 
 class WorkerOrder(BaseModel):
@@ -56,31 +61,8 @@ class WorkerOrder(BaseModel):
     """Whether the run has other workers, which can repeat rows of this one."""
 
 
-class ShardInProgress:
-    """One shard between its arrival and its commit."""
-
-    def __init__(self, shard: Shard, attempt: int) -> None:
-        self.shard, self.attempt, self.started = shard, attempt, time.monotonic()
-        self.results: dict[int, Completion] = {}  # by slot
-        self.keys: list[bytes] = []
-        self.occurrences: list[int] = []
-        self.sample: list[Request] = []  # what another worker is to answer again
-        self.base = 0
-
-    def requests(self, run: RunFolder, settings: Settings, context_length: int, base: int) -> Iterable[Request]:
-        """The shard's prompts as requests whose ids count from `base` by slot."""
-        prompts = read_prompts(run, self.shard.id)
-        self.keys, self.occurrences = prompts.keys, prompts.occurrences
-        for slot, ids in enumerate(prompts.ids):
-            room = max(0, context_length - len(ids))
-            yield Request(
-                id=base + slot,
-                prompt=ids,
-                max_tokens=min(settings.sampling.max_tokens, room),
-                key=prompts.keys[slot],
-                occurrence=prompts.occurrences[slot],
-                scored_from=prompts.scored_from[slot] if prompts.scored_from is not None else 0,
-            )
+class MixedUp(RunError):
+    """The engine's results are not those of its requests."""
 
 
 class Worker:
@@ -108,22 +90,27 @@ class Worker:
         self._repeats = Repeats(self._run, wanted=order.others, exact=in_float32(order.settings, order.device))
 
     def serve(self) -> None:
-        """Work until the driver is gone."""
-        while True:
-            idle = not (self._engine.has_work or self._repeats.waiting)
-            message = self._mailbox.receive(wait=idle)
-            while message is not None:
-                if "repeat" in message:
-                    self._repeats.ask(message["repeat"])
-                else:
-                    shard = Shard.from_json(message)
-                    with self._reported(shard):
-                        self._accept(shard)
-                message = self._mailbox.receive(wait=False)
-            self._repeat()
-            for completion in self._engine.step() if self._engine.has_work else ():
-                self._take(completion)
-            self._tell()
+        """Work until the driver is gone, or the engine has mixed up its results."""
+        try:
+            while True:
+                self._check_owed()
+                idle = not (self._engine.has_work or self._repeats.waiting)
+                message = self._mailbox.receive(wait=idle)
+                while message is not None:
+                    if "repeat" in message:
+                        self._repeats.ask(message["repeat"])
+                    else:
+                        self._accept(Shard.from_json(message))
+                    message = self._mailbox.receive(wait=False)
+                self._repeat()
+                for completion in self._engine.step() if self._engine.has_work else ():
+                    self._take(completion)
+                self._tell()
+        except MixedUp as error:
+            if not self._shards:
+                raise
+            for work in self._shards.values():
+                self._fail(work.shard, work, error)
 
     def _repeat(self) -> None:
         """Answer rows of other workers again; where batches depend on their shard alone, while there is none."""
@@ -136,16 +123,25 @@ class Worker:
             self._shared = self._engine.statistics().get("shared_tokens", 0.0) if alone else self._shared
 
     def _accept(self, shard: Shard) -> None:
-        attempt = record_attempt(self._run, shard.id, self._order.worker)
-        work = ShardInProgress(shard, attempt)
-        base, self._next_id = self._next_id, self._next_id + shard.sequences
-        requests = list(work.requests(self._run, self._order.settings, self._context, base))
-        if len(requests) != shard.sequences:
-            raise RunError(f"shard {shard.id} has {len(requests)} prompts instead of {shard.sequences}")
-        work.base, work.sample = base, self._repeats.sample(shard.id, requests)
-        self._shards[base] = work
-        self._base_of.update((request.id, base) for request in requests)
-        self._engine.add(requests)
+        work = None
+        with self._reported(shard):
+            work = ShardInProgress(self._run, shard, self._order.worker, self._order.settings, self._context)
+        if work is not None:
+            base, self._next_id = self._next_id, self._next_id + shard.sequences
+            self._shards[base] = work
+            self._go_on(base)
+
+    def _go_on(self, base: int) -> None:
+        """Give the shard's next part to the engine, or commit it if there is none."""
+        work = self._shards[base]
+        with self._reported(work.shard, base):
+            requests = work.next_part(base)
+            if requests:
+                self._base_of.update((request.id, base) for request in requests)
+                self._engine.add(requests)
+            else:
+                self._finish(work)
+                del self._shards[base]
 
     def _take(self, completion: Completion) -> None:
         if completion.id < 0:
@@ -153,23 +149,32 @@ class Worker:
             if event is not None:
                 self._mailbox.send(event)
             return
-        base = self._base_of.pop(completion.id)
+        base = self._base_of.pop(completion.id, None)
+        if base is None:
+            raise MixedUp("the engine gave a result that nobody asked for, or gave it twice")
         work = self._shards[base]
-        work.results[completion.id - base] = completion
+        try:
+            work.take(completion.id - base, completion)
+        except RunError as error:
+            raise MixedUp(str(error)) from None
         self._counts["sequences"] += 1
         self._counts["input_tokens"] += completion.prompt_tokens
         self._counts["output_tokens"] += len(completion.token_ids)
-        if len(work.results) == work.shard.sequences:
-            del self._shards[base]
-            with self._reported(work.shard):
-                self._finish(work)
+        if not work.missing:
+            self._go_on(base)
+
+    def _check_owed(self) -> None:
+        if self._shards and not self._engine.has_work:
+            work = next(iter(self._shards.values()))
+            raise MixedUp(f"the engine has no result for {work.missing} sequences of shard {work.shard.id}")
 
     def _finish(self, work: ShardInProgress) -> None:
         if self._watch is not None and not self._watch.intact():
+            with suppress(OSError, RunError):
+                work.survive()  # the shard is not at fault
             sys.exit("the model's weights in memory have changed since they were loaded")  # another process tries again
-        answers = [work.results[request.id - work.base] for request in work.sample]
-        left = self._repeats.leave(work.shard.id, work.sample, answers)
-        completions = [work.results[slot] for slot in range(work.shard.sequences)]
+        left = self._leave_sample(work)
+        completions = work.completions()
         results = self._table.build(completions, work.shard.sequences)
         before, self._shared = self._shared, self._engine.statistics().get("shared_tokens", 0.0)
         commit = commit_shard(
@@ -182,6 +187,7 @@ class Worker:
             shared=int(self._shared - before),
         )
         self._keep(work, results)
+        self._warn(work, completions)
         self._tell(at_once=True)
         self._mailbox.send(
             {
@@ -199,6 +205,13 @@ class Worker:
             }
         )
 
+    def _leave_sample(self, work: ShardInProgress) -> bool:
+        """Whether rows of the shard were left for another worker to repeat."""
+        if not self._repeats.wants(work.shard.id):
+            return False
+        sample = self._repeats.sample(work.shard.id, work.questions())
+        return self._repeats.leave(work.shard.id, sample, [work.results[request.id] for request in sample])
+
     def _keep(self, work: ShardInProgress, results: pa.Table) -> None:
         """Give a committed shard's answers to the cache, before the driver may end this process."""
         if self._answers is None:
@@ -209,14 +222,28 @@ class Worker:
             self._answers = None
             self._mailbox.send({"event": "warning", "message": f"answers are no longer kept in the cache: {error}"})
 
+    def _warn(self, work: ShardInProgress, completions: list[Completion]) -> None:
+        """Say what somebody should look into, since the run goes on without it."""
+        for code, what in ((NAN, "the model gave logits that are not numbers"), (WORKER_DIED, "worker processes died")):
+            found = sum(completion.error is not None and completion.error[0] == code for completion in completions)
+            if found:
+                message = f"{what} for {found} of {len(completions)} sequences of shard {work.shard.id} ({code})"
+                self._mailbox.send({"event": "warning", "code": code, "message": message})
+
     @contextmanager
-    def _reported(self, shard: Shard) -> Iterator[None]:
+    def _reported(self, shard: Shard, base: int | None = None) -> Iterator[None]:
         """A full disk or a damaged prompt file is no fault of this process: another one would meet it too."""
         try:
             yield
         except (OSError, RunError) as error:
             traceback.print_exc()
-            self._mailbox.send({"event": "failed", "shard": shard.id, "message": str(error)})
+            self._fail(shard, self._shards.pop(base) if base is not None else None, error)
+
+    def _fail(self, shard: Shard, work: ShardInProgress | None, error: Exception) -> None:
+        with suppress(OSError, RunError):  # the record would be missed only by the counts of a later attempt
+            if work is not None:
+                work.survive()
+        self._mailbox.send({"event": "failed", "shard": shard.id, "message": str(error)})
 
     def _tell(self, at_once: bool = False) -> None:
         now = time.monotonic()

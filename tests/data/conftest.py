@@ -14,8 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from data.attempts import record_attempt
 from data.dataset import Dataset
-from data.ledger import Ledger, commit_shard, record_attempt
+from data.ledger import Ledger, commit_shard
 from data.manifest import Manifest
 from data.plan import load_windows, plan_windows
 from data.publish import publish

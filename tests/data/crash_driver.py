@@ -25,10 +25,11 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent.parent))
 
 from data.answer_cache import AnswerCache  # noqa: E402
+from data.attempts import attempts  # noqa: E402
 from data.audit import audit  # noqa: E402
 from data.errors import InputError  # noqa: E402
 from data.job_answers import JobAnswers  # noqa: E402
-from data.ledger import Ledger, attempts  # noqa: E402
+from data.ledger import Ledger  # noqa: E402
 from data.plan import load_windows  # noqa: E402
 from data.publish import prepare_output, published_base, verify_published  # noqa: E402
 from data.results import result_schema  # noqa: E402

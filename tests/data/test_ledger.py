@@ -9,8 +9,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from data.attempts import attempts, record_attempt
 from data.errors import RunError
-from data.ledger import Commit, Ledger, attempts, commit_shard, read_results, record_attempt, results_path
+from data.ledger import Commit, Ledger, commit_shard, read_results, results_path
 from data.results import BASE, result_schema
 from data.shards import prompts_path
 

@@ -16,7 +16,7 @@ from data.audit import audit
 from data.errors import InputError, RunError
 from data.ledger import commit_shard
 from data.plan import load_windows
-from data.publish import OverBudget, prepare_output, publish, published, verify_published
+from data.publish import OverBudget, finish, prepare_output, publish, published, verify_published
 from data.results import result_schema
 from data.settings import OutputSettings
 from data.shards import read_prompts
@@ -87,6 +87,21 @@ def test_shard_data_goes_after_publication_plans_and_commits_stay(done: Any) -> 
     assert set(os.listdir(done.run.commits)) == commits
     assert len(load_windows(done.run)) == 6
     assert sorted(os.listdir(done.root)) == ["in.parquet", "out", "run"]
+
+
+def test_what_a_crash_kept_from_being_deleted_goes_the_next_time(done: Any) -> None:
+    manifest = done.publish()
+    shard = next(iter(done.run.commits.glob("*.json"))).stem
+    leftovers = [
+        done.run.shards / f"{'0' * 64}.parquet",
+        done.run.prompts / f"{shard}.arrow",
+        done.run.tmp / "1-dead",
+        done.root / f".out.{done.run.id}.new-dead",
+    ]
+    for path in leftovers:
+        path.write_bytes(b"left")
+    finish(done.run, done.output, manifest)
+    assert [path.name for path in leftovers if path.exists()] == []
 
 
 def test_over_budget_publishes_nothing_and_a_higher_budget_computes_nothing(lab: Callable[..., Any]) -> None:

@@ -87,6 +87,8 @@ def test_preflight_makes_the_parents_and_leaves_no_probe(tmp_path: Path) -> None
     run = RunFolder.create(tmp_path / "run", IDENTITY)
     preflight(run, tmp_path / "new" / "deep" / "out")
     assert (tmp_path / "new" / "deep").is_dir()
+    (tmp_path / "new" / "deep" / f".overnight-probe-{run.id}-dead.renamed").touch()  # of a start that was killed
+    preflight(run, tmp_path / "new" / "deep" / "out")
     assert not list((tmp_path / "new" / "deep").iterdir())
     assert not list(run.tmp.iterdir())
 

@@ -27,7 +27,11 @@ class InstantEngine:
     def step(self) -> list[Completion]:
         done = [
             Completion(
-                id=r.id, token_ids=[int(t) for t in r.prompt[-4:]], finish_reason="stop", prompt_tokens=len(r.prompt)
+                id=r.id,
+                token_ids=[int(t) for t in r.prompt[-4:]],
+                finish_reason="stop",
+                prompt_tokens=len(r.prompt),
+                key=r.key,
             )
             for r in self._waiting
         ]

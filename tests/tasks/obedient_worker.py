@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import sys
@@ -13,6 +14,7 @@ from engine.child import Mailbox
 def main(mailbox: Mailbox) -> None:
     """Answer each message by its `do`."""
     mailbox.send({"event": "ready", "pid": os.getpid()})
+    hoard: list[bytes] = []
     while True:
         message = mailbox.receive(wait=True)
         assert message is not None
@@ -21,6 +23,14 @@ def main(mailbox: Mailbox) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         if message["do"] == "hang":
             time.sleep(1000)
+        if message["do"] == "stop":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        if message["do"] == "hold":
+            ctypes.PyDLL(None).sleep(1000)  # and no other thread can run
+        if message["do"] == "leak":
+            hoard.append(b"x" * (1 << 20))
+        if message["do"] == "twice":
+            mailbox.send({"event": "done", "shard": message["id"], "pid": os.getpid(), "seconds": 0})
         if message["do"] == "fail":
             mailbox.send({"event": "failed", "shard": message["id"], "message": "disk full"})
             continue

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import math
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -18,6 +21,7 @@ import pytest
 from data.errors import RunError
 from engine.supervisor import Child
 from tasks.deadline import FIXED_SECONDS, Deadline, OutOfTime
+from tasks.growth import SHARDS
 from tasks.pool import Interrupted, NoWorkers, WorkerDied, WorkerPool
 
 ROOT = Path(__file__).parent.parent.parent
@@ -41,16 +45,18 @@ def make_pool(tmp_path: Path, events: list[dict[str, Any]]) -> Iterator[MakePool
         depth: int = 1,
         tokens: float = 0.0,
         deadline: Deadline | None = None,
+        growth: float = math.inf,
     ) -> WorkerPool:
         def start(index: int) -> Child:
             name = f"tests.tasks.obedient_worker:{target}"
-            return Child(name, environment={"PYTHONPATH": str(ROOT)}, log=tmp_path / f"{index}.log")
+            return Child(name, environment={"PYTHONPATH": str(ROOT)}, log=tmp_path / f"{index}.log", beats=True)
 
         pool = WorkerPool(
             size,
             depth,
             start,
             tokens=tokens,
+            growth=growth,
             deadline=deadline,
             stall_timeout=stall,
             retries=retries,
@@ -174,7 +180,7 @@ def test_a_listener_that_fails_ends_the_wait_and_the_workers(tmp_path: Path) -> 
 
     def start(index: int) -> Child:
         name = "tests.tasks.obedient_worker:main"
-        return Child(name, environment={"PYTHONPATH": str(ROOT)}, log=tmp_path / f"{index}.log")
+        return Child(name, environment={"PYTHONPATH": str(ROOT)}, log=tmp_path / f"{index}.log", beats=True)
 
     pool = WorkerPool(2, 1, start, stall_timeout=60, retries=1, on_event=full)
     with pytest.raises(NoWorkers, match="pool of workers failed"):
@@ -189,7 +195,7 @@ def test_a_worker_that_cannot_be_started_does_not_end_the_others(tmp_path: Path)
         if index == 1:
             raise OSError(24, "Too many open files")
         name = "tests.tasks.obedient_worker:main"
-        return Child(name, environment={"PYTHONPATH": str(ROOT)}, log=tmp_path / f"{index}.log")
+        return Child(name, environment={"PYTHONPATH": str(ROOT)}, log=tmp_path / f"{index}.log", beats=True)
 
     pool = WorkerPool(2, 1, start, stall_timeout=60, retries=1, on_event=[].append)
     assert [pool.submit(work(n)).result(timeout=60)["worker"] for n in range(3)] == [0, 0, 0]
@@ -267,3 +273,89 @@ def test_dismissed_workers_end_while_their_driver_goes_on(make_pool: MakePool, e
     assert psutil.wait_procs(children, timeout=10)[1] == []
     pool.close()
     assert not [event for event in events if event["event"] == "died"]
+
+
+@pytest.mark.parametrize("do", ["stop", "hold"])
+def test_a_worker_that_says_nothing_is_replaced_and_never_used_again(
+    make_pool: MakePool, events: list[dict[str, Any]], do: str
+) -> None:
+    """Found by its silence: progress, which nobody expects before the stall limit, is not waited for."""
+    pool = make_pool(1, stall=6.0)
+    with pytest.raises(WorkerDied, match="no sign of life for 6 s"):
+        pool.submit(work(0, do)).result(timeout=60)
+    (first,) = [event["pid"] for event in events if event["event"] == "started"]
+    assert not psutil.pid_exists(first)
+    assert pool.submit(work(1)).result(timeout=60)["pid"] != first
+
+
+def test_a_worker_that_is_stopped_without_any_work_is_found(make_pool: MakePool, events: list[dict[str, Any]]) -> None:
+    pool = make_pool(1, stall=4.0)
+    pid = pool.submit(work(0)).result(timeout=60)["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    wait_until(lambda: any(event["event"] == "died" for event in events))
+    assert [event["how"] for event in events if event["event"] == "died"] == ["no sign of life for 4 s"]
+    assert pool.submit(work(1)).result(timeout=60)["pid"] != pid
+
+
+def test_an_answer_that_nobody_waits_for_changes_nothing(make_pool: MakePool, events: list[dict[str, Any]]) -> None:
+    pool = make_pool(1)
+    assert pool.submit(work(0, "twice")).result(timeout=60)["shard"] == "s0"
+    assert pool.submit(work(1)).result(timeout=60)["shard"] == "s1"
+    assert [event["shard"] for event in events if event["event"] == "done"] == ["s0", "s1"]
+
+
+def test_a_suspect_has_its_worker_to_itself(make_pool: MakePool, events: list[dict[str, Any]]) -> None:
+    pool = make_pool(1, depth=3)
+    futures = [pool.submit(work(n, do, seconds=0.3), alone=n == 1) for n, do in enumerate(["work", "die", "work"])]
+    with pytest.raises(WorkerDied):
+        futures[1].result(timeout=60)
+    assert [event["shards"] for event in events if event["event"] == "died"] == [["s1"]]
+    assert futures[0].result(timeout=60)
+    assert futures[2].result(timeout=60)
+
+
+def test_deaths_of_suspects_do_not_end_a_worker_for_good(make_pool: MakePool) -> None:
+    pool = make_pool(1, retries=1)
+    for number in range(4):
+        with pytest.raises(WorkerDied):
+            pool.submit(work(number, "die"), alone=True).result(timeout=100)
+    assert pool.submit(work(9)).result(timeout=60)["shard"] == "s9"
+
+
+def test_a_worker_whose_memory_grows_without_end_is_replaced_between_two_shards(
+    make_pool: MakePool, events: list[dict[str, Any]]
+) -> None:
+    pool = make_pool(1, growth=8 << 20)
+    futures = [pool.submit(work(n, "leak")) for n in range(2 * SHARDS)]
+    pids = [future.result(timeout=60)["pid"] for future in futures]
+    assert 1 < len(set(pids)) <= 3
+    assert not [event for event in events if event["event"] == "died"]
+    warned = [event["message"] for event in events if event["event"] == "warning"]
+    assert len(warned) == len(set(pids)) - 1
+    assert "went on growing" in warned[0]
+
+
+def test_a_healthy_worker_is_kept_whatever_it_holds(make_pool: MakePool, events: list[dict[str, Any]]) -> None:
+    pool = make_pool(1, growth=8 << 20)
+    kinds = ["leak"] * 12 + ["work"] * 3 * SHARDS
+    futures = [pool.submit(work(n, do)) for n, do in enumerate(kinds)]
+    assert len({future.result(timeout=60)["pid"] for future in futures}) == 1
+    assert not [event for event in events if event["event"] == "warning"]
+
+
+def test_time_in_which_the_driver_did_not_run_is_not_held_against_a_worker(make_pool: MakePool) -> None:
+    """The whole of this process sleeps in C, as it would if it were stopped; the worker's messages wait meanwhile."""
+    pool = make_pool(1, stall=4.0)
+    pid = pool.submit(work(0)).result(timeout=60)["pid"]
+    future = pool.submit(work(1, seconds=1.0))
+    time.sleep(0.5)
+    ctypes.PyDLL(None).sleep(9)
+    assert future.result(timeout=60)["pid"] == pid
+    assert pool.submit(work(2)).result(timeout=60)["pid"] == pid
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.05)

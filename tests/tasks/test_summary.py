@@ -51,6 +51,18 @@ def test_paths_and_the_command_are_never_broken(width: int) -> None:
     assert f"{REPORT.resume_command} --retry-errors" in lines
 
 
+def test_lengths_are_drawn() -> None:
+    report = replace(REPORT, prompt_lengths=(0, 0, 3, 12), answer_lengths=(0, 5))
+    lines = shown(report, 100).splitlines()
+    first = next(number for number, line in enumerate(lines) if "Tokens of a prompt" in line)
+    assert "Tokens of an answer" in lines[first]
+    assert lines[first + 1].split() == ["2", "█████", "3", "1", "█" * 20, "5"]
+    assert lines[first + 2].split() == ["3", "█" * 20, "12"]
+    assert "| 3 | 12 | " in as_markdown(report)
+    # What generates nothing has no answers to draw.
+    assert "Tokens of an answer" not in shown(replace(report, answer_lengths=(7,)))
+
+
 def test_errors_by_code_with_row_numbers() -> None:
     lines = shown(REPORT, 120).splitlines()
     first = next(number for number, line in enumerate(lines) if "row numbers, from 0" in line)

@@ -1,0 +1,91 @@
+"""Children and what they have started end with their parent, however it ends, and whatever they are at."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from engine.child import FAULT
+from engine.supervisor import Child
+
+ROOT = Path(__file__).parent.parent.parent
+DRIVER = (
+    "import sys, time; from pathlib import Path; from engine.supervisor import Child\n"
+    "child = Child(sys.argv[1], environment={}, log=Path(sys.argv[2]))\n"
+    "print(child.pid, child.receive()['grandchild'], flush=True); child.send({}); time.sleep(1000)\n"
+)
+
+
+def family(target: str, log: Path) -> tuple[subprocess.Popen[bytes], psutil.Process, psutil.Process]:
+    """A driver, its worker, and a process that the worker has started."""
+    command = [sys.executable, "-c", DRIVER, f"tests.tasks.troubled_worker:{target}", str(log)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    driver = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=subprocess.PIPE)
+    assert driver.stdout is not None
+    worker, grandchild = (psutil.Process(int(pid)) for pid in driver.stdout.readline().split())
+    time.sleep(0.5)  # it is in its call by then
+    return driver, worker, grandchild
+
+
+def test_a_worker_in_a_call_that_holds_the_interpreter_ends_with_a_killed_driver(tmp_path: Path) -> None:
+    """And what it has started."""
+    driver, worker, grandchild = family("holding", tmp_path / "log")
+    with driver:
+        driver.kill()
+    worker.wait(timeout=10)
+    grandchild.wait(timeout=10)
+
+
+def test_what_a_worker_has_started_ends_with_a_killed_driver(tmp_path: Path) -> None:
+    driver, worker, grandchild = family("parent", tmp_path / "log")
+    with driver:
+        driver.kill()
+    worker.wait(timeout=10)
+    grandchild.wait(timeout=10)
+
+
+@pytest.mark.parametrize("by", ["end", "death"])
+def test_what_a_worker_has_started_ends_with_it(tmp_path: Path, by: str) -> None:
+    child = Child("tests.tasks.troubled_worker:parent", environment={"PYTHONPATH": str(ROOT)}, log=tmp_path / "log")
+    message = child.receive()
+    assert message is not None
+    grandchild = psutil.Process(message["grandchild"])
+    if by == "death":
+        psutil.Process(child.pid).kill()
+    assert child.end() == "killed by SIGKILL"
+    grandchild.wait(timeout=10)
+
+
+def test_a_parent_that_is_gone_when_its_child_begins_is_noticed() -> None:
+    lifeline, other = os.pipe()
+    os.close(other)
+    command = [sys.executable, "-m", "engine.child", "time:sleep", "0", str(lifeline), "silent"]
+    done = subprocess.run(command, cwd=ROOT, timeout=30, check=False, start_new_session=True, pass_fds=[lifeline])
+    os.close(lifeline)
+    assert done.returncode == -9
+
+
+def test_a_fault_of_the_device_has_a_status_and_last_words_of_its_own(tmp_path: Path) -> None:
+    environment = {"PYTHONPATH": str(ROOT)}
+    for target, how, words in (
+        ("faulty", "a fault of its device", "ended by an illegal memory access"),
+        ("wrong", "exit status 1", "ValueError: no"),
+    ):
+        child = Child(f"tests.engine.test_child:{target}", environment=environment, log=tmp_path / target)
+        assert child.end(patience=30) == how
+        assert child.last_words() == words
+    assert FAULT not in (0, 1, 3)
+
+
+def faulty(_mailbox: object) -> None:
+    raise RuntimeError("CUDA error: an illegal memory access was encountered\nCompile with `TORCH_USE_CUDA_DSA`")
+
+
+def wrong(_mailbox: object) -> None:
+    raise ValueError("no")

@@ -1,0 +1,131 @@
+"""A place to disturb runs: one Prefect server, one warm process, and drives of a run started there."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from select import select
+
+from tasks.local_server import local_server
+from tests.faults.order import Order, Outcome
+
+REPOSITORY = Path(__file__).parent.parent.parent
+WARM_SECONDS = 120.0
+SLACK_SECONDS = 60.0
+
+
+class Drive:
+    """A driver that was started."""
+
+    def __init__(self, order: Order, place: Path, pid: int) -> None:
+        self.order, self.pid, self._place = order, pid, place
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the driver alone."""
+        os.kill(self.pid, number)
+
+    def signal_all(self, number: int) -> None:
+        """Send a signal to the driver and its workers, whichever are left."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, number)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the driver has ended."""
+        return self._place.with_suffix(".driver").exists()
+
+    def outcome(self, phase: str = "all") -> Outcome:
+        """Wait for the end of the driver, or (`all`) of its last worker too."""
+        path = self._place.with_suffix(f".{phase}")
+        deadline = time.monotonic() + self.order.seconds + SLACK_SECONDS
+        while not path.exists():
+            if (broken := self._place.with_suffix(".broken")).exists():
+                self.signal_all(signal.SIGKILL)
+                raise RuntimeError(broken.read_text(encoding="utf-8"))
+            assert time.monotonic() < deadline, f"no outcome of {shown(self.order)}"
+            time.sleep(0.01)
+        return Outcome.model_validate_json(path.read_text(encoding="utf-8"))
+
+
+@dataclass
+class Laboratory:
+    """Starts drives; `api` is the URL of the Prefect server that they share, `environment` theirs."""
+
+    scratch: Path
+    api: str
+    environment: dict[str, str]
+    _process: subprocess.Popen[str]
+    _count: int = 0
+
+    def start(self, order: Order) -> Drive:
+        """Start a driver and return at once."""
+        self._count += 1
+        place = self.scratch / f"drive-{self._count}"
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps({"place": str(place), "order": order.model_dump()}) + "\n")
+        self._process.stdin.flush()
+        return Drive(order, place, int(self._answer()))
+
+    def run(self, order: Order) -> Outcome:
+        """Start a driver and wait until it and its workers have ended."""
+        return self.start(order).outcome()
+
+    def _answer(self) -> str:
+        assert self._process.stdout is not None
+        ready, _, _ = select([self._process.stdout], [], [], WARM_SECONDS)
+        line = self._process.stdout.readline().strip() if ready else ""
+        assert line, f"the warm process does not answer; its words are in {self.scratch / 'warm.log'}"
+        return line
+
+
+@contextmanager
+def laboratory(scratch: Path, server: str | None = None) -> Iterator[Laboratory]:
+    """A laboratory whose files are in `scratch`, on `server` or on a Prefect server of its own."""
+    scratch.mkdir(parents=True, exist_ok=True)
+    if server is None:
+        with local_server(scratch / "prefect") as own, laboratory(scratch, own.wait()) as made:
+            yield made
+        return
+    kept = {name: text for name, text in os.environ.items() if not name.startswith(("PREFECT_", "OVERNIGHT_"))}
+    environment = {
+        **kept,
+        "PREFECT_API_URL": server,
+        "PREFECT_HOME": str(scratch / "home"),
+        "PREFECT_LOGGING_LEVEL": "CRITICAL",
+        "PREFECT_LOGGING_TO_API_ENABLED": "false",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "XDG_CACHE_HOME": str(scratch / "cache"),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+        "PYTHONPATH": str(REPOSITORY),
+        "NO_COLOR": "1",
+        "COLUMNS": "160",
+    }
+    with open(scratch / "warm.log", "wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.faults.warm"],
+            cwd=REPOSITORY, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
+        )  # fmt: skip
+    made = Laboratory(scratch, server, environment, process)
+    try:
+        assert made._answer() == "ready"
+        yield made
+    finally:
+        assert process.stdin is not None
+        process.stdin.close()
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+
+def shown(order: Order) -> str:
+    """An order for a message."""
+    return order.model_dump_json(exclude_defaults=True)

@@ -1,0 +1,22 @@
+"""A seeded sample of the campaign, and every planted bug found. `make faults` runs hundreds of points."""
+
+from __future__ import annotations
+
+import os
+
+from tests.faults.campaign import Benches, revealing, run, sample
+from tests.faults.plants import PLANTS
+
+SEED = int(os.environ.get("FAULTS_SEED", "1"))
+KILLS, CUTS, LATE = 4, 5, 1
+
+
+def test_a_run_survives_kills_power_cuts_and_late_workers(places: list[Benches]) -> None:
+    verdicts = list(run(places, sample(places[0], SEED, KILLS, CUTS, LATE, scenarios=("folder",))))
+    assert [str(verdict) for verdict in verdicts if verdict.problems] == []
+    assert sum(verdict.reached for verdict in verdicts) >= KILLS + CUTS + LATE - 2
+
+
+def test_the_harness_finds_planted_bugs(places: list[Benches]) -> None:
+    verdicts = list(run(places, [revealing(name) for name in PLANTS]))
+    assert [str(verdict) for verdict in verdicts if not verdict.problems] == []
