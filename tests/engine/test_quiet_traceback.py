@@ -53,7 +53,8 @@ def test_arrow_quotes_values_and_is_quiet_too(capsys: pytest.CaptureFixture[str]
 
 
 def test_a_supervised_process_prints_that_way() -> None:
-    code = "import engine.child as c, os, socket; a, b = socket.socketpair(); c.main('builtins:int', b.detach(), os.pipe()[0], False)"
+    code = "import engine.child as c, os, socket\na, b = socket.socketpair()\n"
+    code += "c.main('builtins:int', b.detach(), os.pipe()[0], False)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert "its message is left out" in done.stderr
