@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from data.destination import Destination
 from data.errors import RunError
 from data.ledger import Ledger
 from data.manifest import Manifest
@@ -18,7 +19,6 @@ from data.outcomes import Outcomes, committed_by_index, joined, ledger_results, 
 from data.published import published_outcomes
 from data.retry import count_rows, failures, latest_places
 from data.run_folder import RunFolder
-from data.target import Target
 from data.window import Window, read_table
 
 
@@ -35,7 +35,7 @@ class Answers:
     retries: Sequence[Window]
     ledger: Ledger
     results: pa.Schema
-    base: tuple[Target, Manifest] | None
+    base: tuple[Destination, Manifest] | None
     partial: bool
 
     def check(self, error_budget: float) -> None:

@@ -9,18 +9,19 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from data.destination import destination
 from data.errors import RunError
 from data.manifest import Manifest, PartFile
 from data.published import problems_of_files
 from data.results import ERROR, OK
-from data.target import Target
 
 _BATCH_ROWS = 8192
 
@@ -48,23 +49,24 @@ def audit(output: Path | str) -> AuditReport:
 
     Problems are reported, not raised. InputError if the path is not one of a result.
     """
-    target = Target.at(output)
+    target = destination(output)
     try:
         manifest = target.read_manifest()
     except RunError as error:
-        return AuditReport(str(target.path), [str(error)])
+        return AuditReport(target.name, [str(error)])
     if manifest is None:
-        return AuditReport(str(target.path), [f"{target.path} has no manifest, so it is no published result"])
-    problems = problems_of_files(target, manifest)
+        return AuditReport(target.name, [f"{target.name} has no manifest, so it is no published result"])
+    problems = problems_of_files(target, manifest, read=True)
     counts: Counter[str] = Counter()
     if not problems:
         for file in manifest.files:
-            problems += _audit_file(target.parts()[file.name], file, manifest, counts)
-        problems += _compare(manifest, counts, str(target.manifest))
+            with target.open(file.name) as opened:
+                problems += _audit_file(opened, target.path_of(file.name), file, manifest, counts)
+        problems += _compare(manifest, counts, target.manifest_name)
     errors = {code: count for code, count in sorted(counts.items()) if code not in ("", OK)}
     rows = counts.total() - counts[""]
     return AuditReport(
-        str(target.path), problems, manifest.run, manifest.complete, len(manifest.files), rows, counts[OK], errors
+        target.name, problems, manifest.run, manifest.complete, len(manifest.files), rows, counts[OK], errors
     )
 
 
@@ -81,15 +83,16 @@ def _compare(manifest: Manifest, counts: Counter[str], name: str) -> list[str]:
     return problems
 
 
-def _audit_file(path: Path, file: PartFile, manifest: Manifest, counts: Counter[str]) -> list[str]:
+def _audit_file(opened: BinaryIO, path: str, file: PartFile, manifest: Manifest, counts: Counter[str]) -> list[str]:
     problems = []
     if manifest.format == "parquet":
-        schema = pq.read_schema(path)
+        schema = pq.read_schema(opened)
+        opened.seek(0)
         columns = [{"name": column.name, "type": str(column.type)} for column in schema]
         if columns != [dict(column) for column in manifest.columns]:
             return [f"{path} has other columns than the manifest says"]
     rows = 0
-    for status, code in _statuses(path, manifest):
+    for status, code in _statuses(opened, manifest):
         rows += len(status)
         ok = pc.and_(pc.fill_null(pc.equal(status, OK), False), pc.is_null(code))
         failed = pc.and_(pc.fill_null(pc.equal(status, ERROR), False), pc.is_valid(code))
@@ -105,23 +108,16 @@ def _audit_file(path: Path, file: PartFile, manifest: Manifest, counts: Counter[
     return problems
 
 
-def _statuses(path: Path, manifest: Manifest) -> Iterator[tuple[pa.Array, pa.Array]]:
+def _statuses(file: BinaryIO, manifest: Manifest) -> Iterator[tuple[pa.Array, pa.Array]]:
     """Status and error code of a file's rows, a batch at a time."""
     status, error = f"{manifest.prefix}status", f"{manifest.prefix}error"
     if manifest.format == "parquet":
-        with pq.ParquetFile(path, pre_buffer=False) as parquet:
+        with pq.ParquetFile(file, pre_buffer=False) as parquet:
             for batch in parquet.iter_batches(_BATCH_ROWS, columns=[status, error], use_threads=False):
                 yield batch.column(status), pc.struct_field(batch.column(error), "code")
         return
-    with open(path, encoding="utf-8", newline="\n") as lines:
-        batch_: list[dict[str, Any]] = []
-        for line in lines:
-            batch_.append(json.loads(line))
-            if len(batch_) == _BATCH_ROWS:
-                yield _of_records(batch_, status, error)
-                batch_ = []
-        if batch_:
-            yield _of_records(batch_, status, error)
+    while batch_ := [json.loads(line) for line in islice(file, _BATCH_ROWS)]:
+        yield _of_records(batch_, status, error)
 
 
 def _of_records(records: list[dict[str, Any]], status: str, error: str) -> tuple[pa.Array, pa.Array]:

@@ -1,4 +1,4 @@
-"""The files of a result as they are written: parts of a million rows, Parquet or JSON lines.
+"""The files of a result as they are written: parts of a million rows or about a gibibyte, Parquet or JSON lines.
 
 Their bytes are a pure function of the rows: no ids, no times, and row groups of a fixed size, wherever the pieces that
 arrive are cut.
@@ -24,6 +24,9 @@ from data.manifest import PartFile
 from data.output import Layout
 
 PART_ROWS = 1_000_000
+PART_BYTES = 1 << 30
+"""A part ends with the row group that reaches this: an object store takes at most 5 GiB in one put."""
+
 ROW_GROUP_ROWS = 20_000
 
 
@@ -31,6 +34,10 @@ class Part(Protocol):
     """One file being written."""
 
     rows: int
+
+    @property
+    def size(self) -> int:
+        """Bytes written so far."""
 
     def write(self, piece: Any) -> None:
         """Append rows: a pa.Table for Parquet, a list of lines for JSON lines."""
@@ -55,13 +62,19 @@ class Parts:
     def write(self, piece: Any) -> None:
         """Append rows: a pa.Table for Parquet, a list of lines for JSON lines."""
         while len(piece):
-            room = len(piece) if self._single else PART_ROWS - self._part.rows
-            if not room:
+            if self._single is None and self._full:
                 self._files.append(self._part.close())
                 self._part = self._open()
-                continue
+            # Row group by row group, so that where a part ends does not depend on how the rows arrived.
+            rows = self._part.rows
+            room = len(piece) if self._single else min(PART_ROWS - rows, ROW_GROUP_ROWS - rows % ROW_GROUP_ROWS)
             self._part.write(piece[:room])
             piece = piece[room:]
+
+    @property
+    def _full(self) -> bool:
+        rows = self._part.rows
+        return rows >= PART_ROWS or (rows > 0 and rows % ROW_GROUP_ROWS == 0 and self._part.size >= PART_BYTES)
 
     def close(self) -> tuple[PartFile, ...]:
         """End the last file and make all names durable."""
@@ -88,6 +101,10 @@ class ParquetPart:
         self._writer = pq.ParquetWriter(self._file, schema, compression="zstd")
         self._waiting: list[pa.Table] = []
         self._waiting_rows = 0
+
+    @property
+    def size(self) -> int:
+        return self._file.tell()
 
     def write(self, piece: pa.Table) -> None:
         self.rows += piece.num_rows
@@ -119,6 +136,10 @@ class LinesPart:
     def __init__(self, path: Path, name: str) -> None:
         self.rows = 0
         self._file = _Hashed(path, name)
+
+    @property
+    def size(self) -> int:
+        return self._file.tell()
 
     def write(self, piece: list[str]) -> None:
         self.rows += len(piece)

@@ -7,17 +7,18 @@ permission that `--fresh` gave to replace an older result, so that a resumed run
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data.durable import write_file
 from data.errors import RunError
 from data.manifest import Manifest
 from data.run_folder import RunFolder
-from data.target import Target
+
+if TYPE_CHECKING:
+    from data.destination import Destination
 
 
 def record(run: RunFolder, manifest: Manifest, state: Mapping[str, Any]) -> Manifest:
@@ -38,12 +39,12 @@ def completed(run: RunFolder) -> bool:
     return any(manifest.complete for manifest, _ in map(_read, _records(run)))
 
 
-def placed(run: RunFolder, target: Target) -> Manifest | None:
+def placed(run: RunFolder, target: Destination) -> Manifest | None:
     """The recorded manifest whose files are at the target, which has none of its own yet."""
-    return _match(run, target, target.path)[0]
+    return _match(run, target, None)[0]
 
 
-def assembled(run: RunFolder, target: Target, state: Mapping[str, Any]) -> tuple[Manifest, Path] | None:
+def assembled(run: RunFolder, target: Destination, state: Mapping[str, Any]) -> tuple[Manifest, Path] | None:
     """A result in a hidden sibling that was assembled from the same state, whole and undamaged."""
     for place in target.siblings(run.id, "new"):
         manifest, theirs = _match(run, target, place)
@@ -52,19 +53,28 @@ def assembled(run: RunFolder, target: Target, state: Mapping[str, Any]) -> tuple
     return None
 
 
-def permit(run: RunFolder, target: Target) -> None:
+def known_files(run: RunFolder) -> set[str]:
+    """Names of the files of every result that this ledger has assembled."""
+    return {file.name for path in _records(run) for file in _read(path)[0].files}
+
+
+def permit(run: RunFolder, target: Destination) -> None:
     """Record that what is at the target now may be replaced."""
-    content = json.dumps({"path": str(target.path), "manifest": _manifest_digest(target)}).encode()
+    seen = {"path": target.name, "manifest": target.manifest_digest(), "files": sorted(target.sizes())}
+    content = json.dumps(seen).encode()
     write_file(run.tmp, run.publications / "replace.json", lambda file: file.write(content))
 
 
-def permitted(run: RunFolder, target: Target) -> bool:
-    """Whether what is at the target is what `permit` saw, or what a swap of it has left."""
-    try:
-        seen = json.loads((run.publications / "replace.json").read_bytes())
-    except FileNotFoundError:
-        return False
-    return seen["path"] == str(target.path) and _manifest_digest(target) in (seen["manifest"], None)
+def permitted(run: RunFolder, target: Destination, digest: str | None) -> bool:
+    """Whether the target, whose manifest has this digest, is what `permit` saw, or what a swap of it has left."""
+    seen = _permission(run)
+    return seen.get("path") == target.name and digest in (seen["manifest"], None)
+
+
+def replaced_files(run: RunFolder, target: Destination) -> set[str]:
+    """Names of the files that were at the target when `permit` saw it."""
+    seen = _permission(run)
+    return set(seen["files"]) if seen.get("path") == target.name else set()
 
 
 def withdraw(run: RunFolder) -> None:
@@ -72,15 +82,15 @@ def withdraw(run: RunFolder) -> None:
     (run.publications / "replace.json").unlink(missing_ok=True)
 
 
-def _manifest_digest(target: Target) -> str | None:
+def _permission(run: RunFolder) -> dict[str, Any]:
     try:
-        return hashlib.sha256(target.manifest.read_bytes()).hexdigest()
+        return dict(json.loads((run.publications / "replace.json").read_bytes()))
     except FileNotFoundError:
-        return None
+        return {}
 
 
-def _match(run: RunFolder, target: Target, place: Path) -> tuple[Manifest | None, Any]:
-    sizes = {name: path.stat().st_size for name, path in target.parts(place).items()}
+def _match(run: RunFolder, target: Destination, place: Path | None) -> tuple[Manifest | None, Any]:
+    sizes = target.sizes(place)
     for path in _records(run):
         manifest, state = _read(path)
         # Sizes first: digests of somebody else's large files are not worth computing.

@@ -7,11 +7,13 @@ folder. 5. What it replaces is moved to another hidden name. 6. It is renamed in
 
 A crash before 4 leaves a hidden sibling that is built again; between 4 and 7 the record tells by their digests which
 bytes are whose, and the steps that are missing are taken; after 7 only deletions are repeated. A result without its
-manifest is none, so no reader can take a publication in progress for a finished one.
+manifest is none, so no reader can take a publication in progress for a finished one. On an object store 5 and 6 are
+the sending of parts, which lie beside what they replace, and 7 is conditional (`data.store_target`).
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
@@ -22,17 +24,18 @@ import pyarrow as pa
 from data import publications
 from data.answers import Answers, OverBudget
 from data.assemble import assemble
-from data.durable import sync_folder, write_file
+from data.bucket import StoreError
+from data.destination import Destination, destination
 from data.errors import InputError, RunError
 from data.json_types import JsonTypes
 from data.ledger import Ledger
 from data.manifest import Manifest, content_digest
 from data.output import Layout
-from data.published import published, verify_published
+from data.published import problems_of_files, published, verify_published
 from data.retry import load_retries
 from data.run_folder import RunFolder
 from data.settings import OutputSettings
-from data.target import Target, remove
+from data.target import remove
 from data.window import Window
 
 if TYPE_CHECKING:
@@ -48,20 +51,24 @@ def prepare_output(run: RunFolder, output: OutputSettings, *, fresh: bool = Fals
     unless `fresh`, all there is to do. InputError: something else is there, and neither `fresh` nor an earlier `fresh`
     of this ledger allows to replace it. RunError: the published bytes are damaged.
     """
-    target = Target.at(output.path)
+    target = destination(output.path, run)
     current = _settle(run, target, fresh)
     if current is not None and publications.recorded(run, current):
-        return _verified(target, current)
+        if current.complete:
+            _drop_replaced(run, target, current)
+        return _verified(run, target, current)
     if not target.occupied:
         return None
+    if foreign := target.foreign():
+        raise InputError(f"{target.name} holds what is no part of a result: {foreign[0]}; choose another --output")
     if fresh:
         publications.permit(run, target)
-    if publications.permitted(run, target):
+    if publications.permitted(run, target, target.manifest_digest()) or _begun(run, target, current):
         return None
     if current is None or current.run != run.id:
         what = "holds the result of another run" if current is not None else "is not empty and not a result"
-        raise InputError(f"{target.path} {what}; choose another --output, or replace it with --fresh")
-    return _verified(target, current)
+        raise InputError(f"{target.name} {what}; choose another --output, or replace it with --fresh")
+    return _verified(run, target, current)
 
 
 def publish(
@@ -85,8 +92,9 @@ def publish(
     OverBudget: too many error rows; nothing changed. RunError: a committed or published file is damaged or missing,
     the input has changed, or shards are not committed. InputError: as in `prepare_output` and `output.Layout.of`.
     """
-    target = Target.at(output.path)
+    target = destination(output.path, run)
     current = prepare_output(run, output, fresh=fresh)
+    replaced = _replaced(run, target, current)
     ledger = Ledger(run)
     retries = _finished(load_retries(run), ledger)
     if current is not None and (partial or (current.complete and current.retries >= len(retries))):
@@ -100,18 +108,16 @@ def publish(
         found = _assemble(answers, target, dataset, output, manifest_fields)
     manifest, place = found
     manifest = publications.record(run, manifest, state)
-    if target.occupied:
-        target.set_aside(run.id)
-    target.place(place)
-    _write_manifest(run, target, manifest)
-    _verified(target, manifest)
+    target.put(run, place, manifest, replaced)
+    _drop_replaced(run, target, manifest)
+    _verified(run, target, manifest)
     _finish(run, target, manifest)
     return manifest
 
 
-def published_base(run: RunFolder, output: OutputSettings) -> tuple[Target, Manifest] | None:
+def published_base(run: RunFolder, output: OutputSettings) -> tuple[Destination, Manifest] | None:
     """This ledger's complete result, which stands for the shard data that was deleted after it was published."""
-    target = Target.at(output.path)
+    target = destination(output.path, run)
     manifest = target.read_manifest()
     if manifest is not None and manifest.complete and publications.recorded(run, manifest):
         return target, manifest
@@ -123,7 +129,7 @@ def published_elsewhere(run: RunFolder, output: OutputSettings) -> bool:
     return published_base(run, output) is None and publications.completed(run) and not any(run.shards.iterdir())
 
 
-def _base(run: RunFolder, output: OutputSettings) -> tuple[Target, Manifest] | None:
+def _base(run: RunFolder, output: OutputSettings) -> tuple[Destination, Manifest] | None:
     base = published_base(run, output)
     if published_elsewhere(run, output):
         raise RunError(
@@ -134,15 +140,16 @@ def _base(run: RunFolder, output: OutputSettings) -> tuple[Target, Manifest] | N
 
 
 def _assemble(
-    answers: Answers, target: Target, dataset: Dataset, output: OutputSettings, fields: Mapping[str, Any]
+    answers: Answers, target: Destination, dataset: Dataset, output: OutputSettings, fields: Mapping[str, Any]
 ) -> tuple[Manifest, Path]:
     run = answers.run
     for leftover in target.siblings(run.id, "new"):
         remove(leftover)
     layout = Layout.of(_columns(dataset, answers.windows), answers.results, output, target.format(output.format))
     place = target.hidden(run.id, "new")
-    single = target.path.name if target.single else None
+    single = Path(target.name).name if target.single else None
     files, totals = assemble(place, single, dataset, answers.outcomes(), layout)
+    files = target.named(place, files)
     if all(file.sha256 for file in dataset.files):
         dataset.verify(dataset.files)
     if totals.ok + totals.errors.total() != totals.rows or sum(file.rows for file in files) != totals.rows:
@@ -195,29 +202,49 @@ def _state(
     return {"complete": complete, "windows": len(windows), "retries": len(retries), "answers": answers, **settings}
 
 
-def _settle(run: RunFolder, target: Target, fresh: bool) -> Manifest | None:
+def _settle(run: RunFolder, target: Destination, fresh: bool) -> Manifest | None:
     """The manifest at the target; the one that a crash kept from being written is written now."""
     try:
         current = target.read_manifest()
+    except StoreError:
+        raise
     except RunError:
-        if fresh or publications.permitted(run, target):
+        if fresh or publications.permitted(run, target, target.manifest_digest()):
             return None
         raise
     if current is None and target.occupied:
         current = publications.placed(run, target)
         if current is not None:
-            sync_folder(target.path.parent)
-            _write_manifest(run, target, current)
+            target.write_manifest(run, current, None)
     return current
 
 
-def _write_manifest(run: RunFolder, target: Target, manifest: Manifest) -> None:
-    content = manifest.to_bytes()
-    write_file(run.tmp, target.manifest, lambda file: file.write(content), same=True, mode=0o666)
+def _begun(run: RunFolder, target: Destination, current: Manifest | None) -> bool:
+    """Whether all that is there are parts which this ledger had begun to send."""
+    return current is None and target.content_named and target.sizes().keys() <= publications.known_files(run)
 
 
-def _verified(target: Target, manifest: Manifest) -> Manifest:
-    verify_published(target.path)
+def _replaced(run: RunFolder, target: Destination, current: Manifest | None) -> str | None:
+    """Digest of the manifest that a new result replaces; RunError if it is another than what was looked at."""
+    digest = target.manifest_digest()
+    seen = None if current is None else hashlib.sha256(current.to_bytes()).hexdigest()
+    if digest != seen and not (current is None and publications.permitted(run, target, digest)):
+        raise RunError(f"{target.manifest_name} was changed by another run; run again")
+    return digest
+
+
+def _drop_replaced(run: RunFolder, target: Destination, manifest: Manifest) -> None:
+    """Delete parts of what the published manifest has replaced; never parts that another run may be sending."""
+    if target.content_named:
+        gone = publications.replaced_files(run, target) | publications.known_files(run)
+        target.drop(gone - {file.name for file in manifest.files})
+
+
+def _verified(run: RunFolder, target: Destination, manifest: Manifest) -> Manifest:
+    # Beside a partial result may lie parts of the complete one, which is being sent.
+    wrong = problems_of_files(target, manifest, beside=publications.known_files(run) if target.content_named else ())
+    if wrong:
+        raise RunError(wrong[0])
     return manifest
 
 
@@ -226,10 +253,10 @@ def finish(run: RunFolder, output: OutputSettings, manifest: Manifest) -> None:
 
     Shard data only once it is in a complete result. The caller holds the locks.
     """
-    _finish(run, Target.at(output.path), manifest)
+    _finish(run, destination(output.path, run), manifest)
 
 
-def _finish(run: RunFolder, target: Target, manifest: Manifest) -> None:
+def _finish(run: RunFolder, target: Destination, manifest: Manifest) -> None:
     target.clean(run.id)
     publications.withdraw(run)
     if not manifest.complete:

@@ -17,13 +17,13 @@ import pyarrow as pa
 
 from data.assemble import assemble
 from data.dataset import Dataset
+from data.destination import destination
 from data.json_types import JsonTypes
 from data.ledger import Commit, read_results
 from data.outcomes import outcome_schema
 from data.output import Layout
 from data.run_folder import RunFolder
 from data.settings import InputSettings, OutputSettings
-from data.target import Target
 
 ROWS = 20_000
 
@@ -71,7 +71,7 @@ def rehearse(run: RunFolder, source: InputSettings, output: OutputSettings, comm
     started = time.perf_counter()
     results = read_results(run, commit)
     reading = time.perf_counter() - started
-    layout = Layout.of(columns, results.schema, output, Target.at(output.path).format(output.format))
+    layout = Layout.of(columns, results.schema, output, destination(output.path).format(output.format))
     place = Path(tempfile.mkdtemp(dir=run.tmp, prefix="rehearsal-"))
     try:
         started = time.perf_counter()

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from data.destination import Destination
 from data.errors import InputError, RunError
 from data.ledger import Commit, Ledger, read_results
 from data.manifest import Manifest
@@ -23,7 +24,6 @@ from data.results import BASE, ERROR
 from data.run_folder import RunFolder
 from data.sharding import PlanOptions, Sequences, divide, shard_prompts
 from data.shards import write_prompts
-from data.target import Target
 from data.window import RETRIES, ROWS, Window, load_window, read_table, save_window
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def plan_retry(
     identity_digest: str,
     options: PlanOptions,
     windows: Sequence[Window],
-    base: tuple[Target, Manifest] | None = None,
+    base: tuple[Destination, Manifest] | None = None,
 ) -> Window | None:
     """A window with the sequences that failed, its prompts written; an unfinished earlier one is gone on with.
 
@@ -102,7 +102,7 @@ def failures(
     windows: Sequence[Window],
     retries: Sequence[Window],
     ledger: Ledger,
-    base: tuple[Target, Manifest] | None,
+    base: tuple[Destination, Manifest] | None,
 ) -> pa.Table:
     """The sequences whose latest committed result is an error, as a table of `FAILED`."""
     included = 0
@@ -160,7 +160,7 @@ def _failed(run: RunFolder, commits: dict[int, Commit]) -> pa.Table:
     return pa.concat_tables(pieces)
 
 
-def _failed_rows(run: RunFolder, windows: Sequence[Window], target: Target, manifest: Manifest) -> pa.Table:
+def _failed_rows(run: RunFolder, windows: Sequence[Window], target: Destination, manifest: Manifest) -> pa.Table:
     """The failed sequences of a published result."""
     prefix = manifest.prefix
     error = pa.struct([BASE.field("code"), BASE.field("message")])

@@ -12,6 +12,7 @@ import glob
 import os
 import re
 import stat
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, TypeAlias, cast
@@ -46,7 +47,7 @@ class Source:
             if self.filesystem is None:
                 return cast(BinaryIO, open(self.path, "rb", buffering=0))
             return cast(BinaryIO, self.filesystem.open(self.path, "rb"))
-        except OSError as error:
+        except failures() as error:
             raise unreadable(self.path, error) from error
 
     def version(self) -> str | None:
@@ -56,30 +57,39 @@ class Source:
         """
         if self.filesystem is None:
             return None
-        info = self.filesystem.info(self.path)
+        try:
+            info = self.filesystem.info(self.path)
+        except failures() as error:
+            raise unreadable(self.path, error) from error
         for key in ("VersionId", "version_id", "generation", "ETag", "etag", "blob_id"):
             if info.get(key):
                 return f"{key.lower()}:{str(info[key]).strip(chr(34))}"
         return None
 
-    def stamp(self) -> tuple[int, ...] | None:
-        """Size, mtime and inode on the local disk: differs if the file was replaced or appended to. None elsewhere."""
-        if self.filesystem is not None:
-            return None
+    def stamp(self) -> tuple[int | str | None, ...]:
+        """Differs if the file was replaced or appended to: size, mtime and inode, or on a store size and version."""
         try:
+            if self.filesystem is not None:
+                return int(self.filesystem.info(self.path)["size"] or 0), self.version()
             status = os.stat(self.path)
-        except OSError as error:
+        except failures() as error:
             raise unreadable(self.path, error) from error
         return status.st_size, status.st_mtime_ns, status.st_ino
 
 
-def unreadable(path: str, error: OSError) -> InputError:
+def failures() -> tuple[type[Exception], ...]:
+    """What reading can raise: OSError, and of a store's client in use what is none (no credentials, no way to it)."""
+    botocore = sys.modules.get("botocore.exceptions")
+    return (OSError,) if botocore is None else (OSError, botocore.BotoCoreError)
+
+
+def unreadable(path: str, error: Exception) -> InputError:
     """The one-line error for a file that the system does not let us read."""
     if isinstance(error, FileNotFoundError):
         return InputError(f"{path} does not exist")
     if isinstance(error, PermissionError):
         return InputError(f"no permission to read {path}")
-    return InputError(f"{path} cannot be read: {error.strerror or error}")
+    return InputError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}")
 
 
 def list_sources(path: str) -> tuple[Source, ...]:
@@ -89,6 +99,8 @@ def list_sources(path: str) -> tuple[Source, ...]:
     scheme = path.split("://", 1)[0] if "://" in path else ""
     if "::" in path or (scheme and scheme not in SCHEMES):
         raise InputError(f"{path}: only {', '.join(SCHEMES)} URLs are read")
+    if scheme in ("s3", "s3a", "gs", "gcs") and "@" in path.split("/")[2]:
+        raise InputError("input.path holds credentials: leave them to the environment")  # and are not repeated here
     if scheme in ("", "file", "local"):
         found = list(_local(path[len(scheme) + 3 :] if scheme else path))
     else:
@@ -152,11 +164,17 @@ def _local_below(path: str, relative: str) -> Iterator[Source]:
             yield from _local_below(os.path.join(path, name), f"{relative}/{name}" if relative else name)
 
 
-def _remote(url: str) -> Iterator[Source]:
+def open_filesystem(url: str) -> tuple[Any, str]:
+    """The filesystem of a URL and the path in it. It remembers no listing: what is asked again is looked at again."""
     try:
-        filesystem, path = fsspec.core.url_to_fs(url)
+        filesystem, path = fsspec.core.url_to_fs(url, use_listings_cache=False)
     except ImportError as error:
         raise InputError(f"{url} needs a package that is not installed: {error}") from error
+    return filesystem, path
+
+
+def _remote(url: str) -> Iterator[Source]:
+    filesystem, path = open_filesystem(url)
     try:
         if filesystem.isfile(path):
             root, found = path.rsplit("/", 1)[0], {path: filesystem.info(path)}
@@ -165,7 +183,7 @@ def _remote(url: str) -> Iterator[Source]:
             found = filesystem.glob(path, detail=True)
         else:
             root, found = path.rstrip("/"), filesystem.find(path, detail=True)
-    except OSError as error:
+    except failures() as error:
         raise unreadable(url, error) from error
     if not found and not filesystem.exists(path):
         raise InputError(f"{url} does not exist")

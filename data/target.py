@@ -1,20 +1,24 @@
-"""The place where a result is published, a folder or one file: its names, hidden siblings, and what is there now."""
+"""The place on the local disk where a result is published, a folder or one file: its names, and what is there now."""
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import secrets
 import shutil
+from collections.abc import Collection
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
-from data.durable import digest_file, link_file, move, sync_folder
+from data.durable import digest_file, link_file, move, sync_folder, write_file
 from data.errors import InputError, RunError
 from data.lock import locked
-from data.manifest import Manifest, content_digest
+from data.manifest import Manifest, PartFile
+from data.run_folder import RunFolder, preflight
+from data.staged import staged_digest, staged_sizes
 
 Format = Literal["parquet", "jsonl"]
 
@@ -24,20 +28,32 @@ class Target:
     """An output path. A `.parquet` or `.jsonl` name is one file, any other name a folder of parts."""
 
     path: Path
+    run: RunFolder | None = field(default=None, compare=False)
+
+    content_named = False
 
     @classmethod
-    def at(cls, path: Path | str) -> Target:
+    def at(cls, path: Path | str, run: RunFolder | None = None) -> Target:
         """InputError for a URL, an empty path, or something at the path that is of the other sort."""
         if not str(path) or "://" in str(path):
             raise InputError(f"output.path {str(path)!r} is not a local path; set it to a folder or a file")
-        target = cls(Path(os.path.abspath(path)))
+        target = cls(Path(os.path.abspath(path)), run)
         if target.path.exists() and target.path.is_dir() == target.single:
             found = "a folder" if target.single else "a file"
             raise InputError(f"output.path {target.path} is {found}; set it to another name")
         return target
 
     @property
+    def name(self) -> str:
+        return str(self.path)
+
+    @property
+    def manifest_name(self) -> str:
+        return str(self.manifest)
+
+    @property
     def single(self) -> bool:
+        """Whether it is one file."""
         return self.path.suffix in (".parquet", ".jsonl")
 
     def format(self, of_folder: Format) -> Format:
@@ -56,6 +72,11 @@ class Target:
         """Exclude other drivers that publish here; Held if there is one."""
         return locked(self.path.with_name(f".{self.path.name}.lock"), f"the output {self.path}")
 
+    def preflight(self) -> None:
+        """Prove with probes that a result of the run can be written here (`run_folder.preflight`)."""
+        assert self.run is not None, "publishing needs the run's folder"
+        preflight(self.run, self.path)
+
     def hidden(self, run: str, role: Literal["new", "old"]) -> Path:
         """A fresh name beside the path for a run's new result, or for the one that it replaces."""
         return self.path.with_name(f".{self.path.name}.{run}.{role}-{secrets.token_hex(4)}{self._suffix}")
@@ -65,6 +86,10 @@ class Target:
         start = f".{self.path.name}.{run}.{role}-"
         with os.scandir(self.path.parent) as entries:
             return sorted(Path(entry.path) for entry in entries if entry.name.startswith(start))
+
+    @property
+    def _single_name(self) -> str | None:
+        return self.path.name if self.single else None
 
     @property
     def _suffix(self) -> str:
@@ -84,22 +109,53 @@ class Target:
         except (FileNotFoundError, NotADirectoryError):
             return None
 
-    def parts(self, place: Path | None = None) -> dict[str, Path]:
-        """The data files of the result here or in a hidden sibling, by the names that a manifest uses."""
-        place = place or self.path
-        if self.single:
-            return {self.path.name: place} if place.exists() else {}
-        if not place.is_dir():
-            return {}
-        names = sorted(name for name in os.listdir(place) if not name.startswith(("_", ".")))
-        return {name: place / name for name in names}
+    def manifest_digest(self) -> str | None:
+        """SHA-256 of the manifest's bytes, None where there is none."""
+        try:
+            return hashlib.sha256(self.manifest.read_bytes()).hexdigest()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def sizes(self, place: Path | None = None) -> dict[str, int | None]:
+        """Bytes of the data files here or in a hidden sibling, by their published names; None for what is no file."""
+        return staged_sizes(place or self.path, self._single_name)
 
     def digest(self, place: Path | None = None) -> str | None:
         """Digest of the data files, comparable with `Manifest.digest`; None if there are none."""
-        parts = self.parts(place)
-        if not parts or not all(path.is_file() and not path.is_symlink() for path in parts.values()):
-            return None
-        return content_digest({name: digest_file(path) for name, path in parts.items()})
+        return staged_digest(place or self.path, self._single_name)
+
+    def foreign(self) -> list[str]:
+        """What `--fresh` may not replace: nothing here, since all that is at the path is moved aside first."""
+        return []
+
+    def path_of(self, name: str) -> str:
+        """A data file's path."""
+        return str(self.path if self.single else self.path / name)
+
+    def sha256(self, name: str, *, read: bool = False) -> str:  # noqa: ARG002 - a disk has no word but the bytes
+        """SHA-256 of a data file's bytes."""
+        return digest_file(Path(self.path_of(name)))
+
+    def open(self, name: str) -> BinaryIO:
+        """A data file to read."""
+        return open(self.path_of(name), "rb")
+
+    def named(self, _place: Path, files: tuple[PartFile, ...]) -> tuple[PartFile, ...]:
+        """The assembled files under their published names, which they have already."""
+        return files
+
+    def put(self, run: RunFolder, place: Path, manifest: Manifest, replaced: str | None, /) -> None:
+        """Move what is here aside, the assembled result into place, and write its manifest."""
+        if self.occupied:
+            self.set_aside(run.id)
+        self.place(place)
+        self.write_manifest(run, manifest, replaced)
+
+    def write_manifest(self, run: RunFolder, manifest: Manifest, _replaced: str | None, /) -> None:
+        """Write the manifest beside the files in place; one that is there must be the same."""
+        sync_folder(self.path.parent)
+        content = manifest.to_bytes()
+        write_file(run.tmp, self.manifest, lambda file: file.write(content), same=True, mode=0o666)
 
     def place(self, new: Path) -> None:
         """Move an assembled result from its hidden name to the path, which must be free. RunError if it is not."""
@@ -119,6 +175,9 @@ class Target:
         for path in (self.manifest, self.path) if self.single else (self.path,):
             if path.exists():
                 move(path, self.hidden(run, "old"))
+
+    def drop(self, names: Collection[str]) -> None:
+        """Nothing: what was replaced is in a hidden sibling, whole."""
 
     def clean(self, run: str) -> None:
         """Remove the hidden siblings of a run."""

@@ -142,7 +142,7 @@ def status(
 
 
 @app.command()
-def audit(output: Annotated[Path, typer.Argument(help="A published folder or file.")]) -> None:
+def audit(output: Annotated[str, typer.Argument(help="A published folder or file, or an s3:// URL.")]) -> None:
     """Verify a published result from its bytes. Exit status 0 if it is valid, 1 if not."""
     from data.audit import audit as verify
     from tasks.summary import print_audit

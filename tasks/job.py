@@ -10,13 +10,14 @@ import hashlib
 import os
 from dataclasses import dataclass
 from datetime import UTC, datetime, time
-from pathlib import Path
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
 
 from data.checkpoint import Checkpoint
 from data.dataset import Dataset
+from data.destination import destination, destination_name, is_url
 from data.durable import write_file
 from data.errors import InputError
 from data.job_answers import JobAnswers
@@ -73,9 +74,9 @@ class Job:
         return run_id(self.identity)
 
     @property
-    def output_path(self) -> Path:
-        """The folder or file that is published."""
-        return Path(self.output.path).absolute()
+    def output_path(self) -> str:
+        """The folder, file or URL that is published."""
+        return destination_name(self.output.path)
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -114,7 +115,7 @@ def prepare(settings: Settings, options: RunOptions, started: datetime, command:
     identity = identify(settings, dataset, checkpoint)
     run = run_id(identity)
     output = settings.output.model_copy(update={"path": settings.output.path.replace("{run}", run)})
-    run_path = (options.run_dir or Path(output.path).absolute().parent / ".overnight" / run).absolute()
+    run_path = (options.run_dir or _beside(output.path) / ".overnight" / run).absolute()
     day = _remembered_day(run_path, options) or started
     return Job(
         settings=settings,
@@ -220,8 +221,8 @@ def _check_sections(settings: Settings) -> None:
             f"engine.deterministic = 'batch-invariant' is for job.kind = 'generate', not {settings.job.kind!r}"
         )
     budget_of(settings)
-    if "://" in settings.output.path:
-        raise InputError(f"output.path {settings.output.path}: object stores are not supported as an output yet")
+    if is_url(settings.output.path):
+        destination(settings.output.path)  # the scheme and the bucket's name can be judged without asking it
 
 
 def _check_columns(settings: Settings, prompter: Prompter, dataset: Dataset, checkpoint: Checkpoint) -> None:
@@ -253,18 +254,28 @@ def results_of(settings: Settings, checkpoint: Checkpoint) -> pa.Schema:
     return result_schema(settings.job.kind, size, settings.job.choices)
 
 
+def _beside(output: str) -> Path:
+    """The folder whose `.overnight` keeps the run: the output's parent, and of a URL the current folder."""
+    return Path() if is_url(output) else Path(output).absolute().parent
+
+
 def _check_places(settings: Settings) -> None:
-    try:
-        os.lstat(settings.output.path)
-    except FileNotFoundError:
-        pass
-    except OSError as error:
-        raise InputError(f"output.path {settings.output.path} cannot be used: {error.strerror}") from error
-    if "://" in settings.input.path:
+    if not is_url(settings.output.path):
+        try:
+            os.lstat(settings.output.path)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise InputError(f"output.path {settings.output.path} cannot be used: {error.strerror}") from error
+    if is_url(settings.input.path) != is_url(settings.output.path):
         return
-    # Not Path.resolve, which gives up on a link that leads to itself; the input's listing names that one.
-    source, target = (Path(os.path.realpath(path)) for path in (settings.input.path, settings.output.path))
+    source, target = (_resolved(path) for path in (settings.input.path, settings.output.path))
     if target == source or source in target.parents:
         raise InputError(f"output.path {settings.output.path} lies inside input.path {settings.input.path}")
     if target in source.parents:
         raise InputError(f"output.path {settings.output.path} holds input.path {settings.input.path}: choose another")
+
+
+def _resolved(path: str) -> PurePath:
+    # Not Path.resolve, which gives up on a link that leads to itself; the input's listing names that one.
+    return PurePosixPath(path.replace("s3a://", "s3://", 1)) if is_url(path) else Path(os.path.realpath(path))

@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from data.destination import Destination, destination
 from data.error_codes import Code
 from data.manifest import Manifest
 from data.output import ERROR_TYPE
 from data.plan import rows_without_prompt
-from data.target import Target
 from tasks.hits import Hits
 from tasks.job import Job
 from tasks.run import OpenRun
@@ -62,13 +62,13 @@ def published_report(
     hits: Hits | None = None,
 ) -> RunReport:
     """The report of a published result."""
-    target = Target.at(job.output.path)
+    target = destination(job.output.path)
     return RunReport(
         state="completed" if manifest.complete else "partial",
         run_id=manifest.run,
         folder=str(job.run_path),
-        output=str(target.path),
-        manifest=str(target.manifest),
+        output=target.name,
+        manifest=target.manifest_name,
         rows=manifest.rows,
         ok=manifest.ok,
         errors=dict(manifest.errors),
@@ -102,7 +102,7 @@ def failed_report(run: OpenRun, message: str, state: str = "failed") -> RunRepor
         state=state,
         run_id=run.folder.id,
         folder=str(run.folder.path),
-        output=str(job.output_path),
+        output=job.output_path,
         manifest=None,
         rows=sum(window.rows for window in run.windows),
         ok=ok,
@@ -128,7 +128,7 @@ def warnings(run: OpenRun) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*run.job.warnings, *run.progress.record.warnings)))
 
 
-def error_rows(target: Target, manifest: Manifest) -> dict[str, list[int]]:
+def error_rows(target: Destination, manifest: Manifest) -> dict[str, list[int]]:
     """Positions of the first ten error rows of each code, read from the published files."""
     found: dict[str, list[int]] = {}
     if not manifest.errors:
@@ -146,7 +146,7 @@ def error_rows(target: Target, manifest: Manifest) -> dict[str, list[int]]:
     return found
 
 
-def accuracy(job: Job, target: Target, manifest: Manifest) -> float | None:
+def accuracy(job: Job, target: Destination, manifest: Manifest) -> float | None:
     """Share of rows whose answer is the text in the column `job.expected`; None if that is not set or not published."""
     expected = job.settings.job.expected
     names = [str(column["name"]) for column in manifest.columns]
@@ -162,16 +162,15 @@ def _texts(column: Any) -> list[str | None]:
     return [value if value is None else str(value) for value in column.to_pylist()]
 
 
-def _published(target: Target, manifest: Manifest, columns: list[str]) -> Iterator[pa.RecordBatch]:
+def _published(target: Destination, manifest: Manifest, columns: list[str]) -> Iterator[pa.RecordBatch]:
     """Record batches of some columns of the result, in row order."""
     for part in manifest.files:
-        path = target.parts()[part.name]
-        if manifest.format == "parquet":
-            with pq.ParquetFile(path) as file:
-                yield from file.iter_batches(BATCH_ROWS, columns=columns)
-        else:  # a line keeps its values as they came, so that a column need not have one type
-            with path.open(encoding="utf-8") as lines:
-                while batch := [json.loads(line) for line in islice(lines, BATCH_ROWS)]:
+        with target.open(part.name) as opened:
+            if manifest.format == "parquet":
+                with pq.ParquetFile(opened) as file:
+                    yield from file.iter_batches(BATCH_ROWS, columns=columns)
+            else:  # a line keeps its values as they came, so that a column need not have one type
+                while batch := [json.loads(line) for line in islice(opened, BATCH_ROWS)]:
                     yield pa.RecordBatch.from_arrays(
                         [_as_read([row.get(c) for row in batch]) for c in columns], columns
                     )

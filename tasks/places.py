@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from data.destination import destination
 from data.errors import InputError
 from data.manifest import Manifest
 from data.publish import finish, prepare_output, published_elsewhere
-from data.run_folder import RunFolder, preflight, set_aside
-from data.target import Target
+from data.run_folder import RunFolder, set_aside
 from tasks.job import Job, remember_afresh, remember_day
 from tasks.preflight import check_budget, check_budget_afresh
 
@@ -37,8 +37,9 @@ def locked_places(job: Job, *, dry: bool = False) -> Iterator[tuple[RunFolder, M
     if again:
         remember_afresh(folder)
     with folder.lock():
-        preflight(folder, job.output_path)
-        with Target.at(job.output.path).lock():
+        target = destination(job.output.path, folder)
+        target.preflight()
+        with target.lock():
             folder.sweep()
             remember_day(job, folder)
             if not dry:

@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from data.cached_shards import commit_cached
+from data.destination import destination
 from data.errors import InputError, RunError
 from data.json_types import JsonTypes
 from data.ledger import Ledger
@@ -21,7 +22,6 @@ from data.plan import load_windows, plan_windows
 from data.run_folder import RunFolder
 from data.sharding import PlanOptions
 from data.shards import Shard
-from data.target import Target
 from data.window import Window
 from tasks.deadline import Deadline, OutOfTime
 from tasks.events import EventLog
@@ -135,7 +135,7 @@ class Planner:
     def _tell_mixed(self, window: Window) -> None:
         """JSON columns without one type are published as JSON text, which a reader should hear of."""
         output = self._job.output
-        if window.json_types is None or Target.at(output.path).format(output.format) == "jsonl":
+        if window.json_types is None or destination(output.path).format(output.format) == "jsonl":
             return
         for name in JsonTypes.from_json(window.json_types).mixed:
             if name not in self._mixed:

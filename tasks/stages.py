@@ -137,7 +137,7 @@ def publish_result(run: OpenRun) -> RunReport:
     run.events.tell(
         {
             "event": "published",
-            "path": str(job.output_path),
+            "path": job.output_path,
             "rows": manifest.rows,
             "ok": manifest.ok,
             "errors": sum(manifest.errors.values()),

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from data.destination import is_url
 from data.errors import InputError, RunError
 from data.ledger import Commit, results_path
 from data.run_folder import RunFolder
@@ -219,7 +220,8 @@ def _ending(events: list[dict[str, Any]], output: str | None) -> str:
     if finished:
         return finished[-1]
     try:
-        manifest = Target.at(output).read_manifest() if output is not None else None
+        # A store is not asked: a glance at a folder must not wait for a network.
+        manifest = Target.at(output).read_manifest() if output is not None and not is_url(output) else None
     except (RunError, InputError):
         manifest = None
     if manifest is not None:
