@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: sample test check format faults scale job clean
+.PHONY: sample test check format faults scale job advisories clean
 
 sample: .venv/installed
 	$(BIN)/overnight infer --config data/sample/config.toml
@@ -48,6 +48,15 @@ scale: .venv/installed-dev
 # The time of a small job with a 7B model of random weights, from process start to exit; for a machine with a GPU.
 job: .venv/installed-dev
 	$(BIN)/python -m tests.scale.whole_job
+
+# The pinned packages against the known advisories; fails for one that cannot be looked up too. Needs the network.
+advisories: .venv/audit/installed
+	.venv/audit/bin/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip
+
+.venv/audit/installed:
+	$(PYTHON) -m venv .venv/audit
+	.venv/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit==2.10.1
+	touch $@
 
 clean:
 	rm -rf .venv out

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from data import model_config
-from data.digests import remembered
+from data.digests import remembered, sha256
 from data.errors import InputError
 from data.tokenizer import Tokenizer, read_config
 from data.weights import count_parameters, weight_files
@@ -96,12 +96,13 @@ class Checkpoint:
             )
         return tokenizer
 
-    def digests(self) -> dict[str, str]:
+    def digests(self, *, trusting: bool = True) -> dict[str, str]:
         """sha256 of the `model` (weights and configuration), the `tokenizer` and the chat `template` ("" without).
 
+        Unless `trusting`, the weights are read whatever is remembered of files of their size and time.
         InputError for weights of a hub snapshot whose digest is not the one under which the hub stores them.
         """
-        weights = remembered(self.weights)
+        weights = remembered(self.weights) if trusting else {path.name: sha256(path) for path in self.weights}
         for path in self.weights:
             stored = path.resolve()  # the hub's cache names a large file by its sha256
             if stored.parent.name == "blobs" and _SHA256.match(stored.name) and stored.name != weights[path.name]:
@@ -111,6 +112,20 @@ class Checkpoint:
             "model": _digest([*weights.items(), *self._small(_DEFINES)]),
             "tokenizer": _digest(self._small(_NEAR)),
             "template": "" if template is None else hashlib.sha256(template.encode()).hexdigest(),
+        }
+
+    def outline(self) -> dict[str, str]:
+        """What two processes that opened the same checkpoint agree on: digests of the small files, the weights' stamps.
+
+        It costs no reading of the weights, so every worker can afford it.
+        """
+        stamps = [(path.name, path.stat()) for path in self.weights]
+        template = self.chat_template
+        return {
+            "weights": _digest([(name, f"{s.st_size} {s.st_mtime_ns} {s.st_ino}") for name, s in stamps]),
+            "configuration": _digest(self._small(_DEFINES)),
+            "tokenizer": _digest(self._small(_NEAR)),
+            "chat template": "" if template is None else hashlib.sha256(template.encode()).hexdigest(),
         }
 
     def pooling(self) -> tuple[model_config.Pooling, bool]:

@@ -6,9 +6,12 @@ commented configuration file and in docs/configuration.md. Composition, preceden
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+_CREDENTIALS = re.compile(r"[a-z][a-z0-9+.-]*://[^/@]*:[^/@]*@", re.IGNORECASE)
 
 Kind = Literal["generate", "classify", "embed", "score"]
 
@@ -26,6 +29,13 @@ class ChatMessage(Section):
     content: Annotated[str, Field(description="A Jinja template over the input columns.")]
 
 
+def no_credentials(url: str) -> str:
+    """ValueError for a URL with a password in it: it would be shown wherever the run's settings are."""
+    if _CREDENTIALS.match(url):
+        raise ValueError("must not hold a password: credentials come from the environment or the cloud's own files")
+    return url
+
+
 class InputSettings(Section):
     """Where the rows come from."""
 
@@ -35,6 +45,11 @@ class InputSettings(Section):
     on_too_long: Literal["error", "truncate"] = Field(
         "error", description="What becomes of a prompt longer than the model's context: an error row, or its beginning."
     )
+
+    @field_validator("path")
+    @classmethod
+    def _no_credentials(cls, path: str) -> str:
+        return no_credentials(path)
 
 
 class JobSettings(Section):
@@ -95,4 +110,4 @@ class OutputSettings(Section):
         name = path.rstrip("/").rsplit("/", 1)[-1]
         if name.endswith((".csv", ".json", ".gz", ".zst", ".arrow", ".feather")):
             raise ValueError("must be a folder, or one file named .parquet or .jsonl")
-        return path
+        return no_credentials(path)

@@ -26,7 +26,6 @@ import subprocess
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from multiprocessing.connection import Connection
@@ -35,6 +34,7 @@ from typing import Any
 
 from engine.bytecode import keep_bytecode
 from engine.faults import fault
+from engine.quiet_traceback import print_quietly
 
 FAILED, PARENT_GONE, FAULT = 1, 3, 86
 BEAT = "beat"
@@ -126,7 +126,7 @@ def _end_orphan() -> None:
 
 def _end_failed(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """End this process because of an error that nothing has caught; the last line printed says why."""
-    traceback.print_exception(kind, error, trace)
+    print_quietly(kind, error, trace)
     reason = fault(error)
     if reason is not None:
         print(f"ended by {reason}", file=sys.stderr)

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from engine.bytecode import keep_bytecode
+from engine.quiet_traceback import print_quietly
 from flows.session import load_flow, start_server
 
 if TYPE_CHECKING:
@@ -238,6 +239,7 @@ def main() -> None:
                 stream.flush()
         os._exit(code)
 
+    sys.excepthook = print_quietly
     keep_bytecode()
     try:
         app()

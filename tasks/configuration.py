@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from pydantic import ValidationError
 from data.errors import InputError, one_line
 from tasks.settings import Settings, reference
 
+_PASSWORD = re.compile(r"://[^/@\s]*@")
 ENVIRONMENT_PREFIX = "OVERNIGHT_"
 
 
@@ -95,7 +97,7 @@ def _explain(problem: Any, sources: Mapping[str, str]) -> str:
     if len(location) < 2:
         return message
     origin = sources.get(name)
-    value = json.dumps(problem["input"], default=str)
+    value = _PASSWORD.sub("://...@", json.dumps(problem["input"], default=str))
     shown = value if len(value) <= 60 else value[:57] + "..."
     return f"{name}: {message[0].lower()}{message[1:]}, not {shown}" + (f" (from {origin})" if origin else "")
 

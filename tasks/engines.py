@@ -7,6 +7,7 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
+from transformers import PreTrainedModel
 
 from data.checkpoint import Checkpoint
 from data.prompts import Prompter
@@ -18,15 +19,19 @@ from engine.model import load_model, resolve_dtype
 from engine.precision import quantize
 from engine.request import Engine
 from engine.score import Scorer
+from engine.weight_sums import weight_sum
 from engine.weights import Source
 from tasks.settings import Settings
 
 
 class BuiltEngine(NamedTuple):
-    """An engine, the precision that its products are computed in, and the embedding size where the kind has one."""
+    """An engine with its model, the precision of its products, and the embedding size where the kind has one."""
 
     engine: Engine
     precision: str
+    model: PreTrainedModel
+    weights: str
+    """The checksum of the weights as they were loaded, before any quantization."""
     embedding_size: int | None = None
 
 
@@ -53,20 +58,21 @@ def build_engine(
         weights=weights,
         packed=True,
     )
+    loaded = weight_sum(model)
     positions = LEAST_POSITIONS if kind == "generate" else 0
     fits = partial(fits_unpacked, settings=settings.engine, positions=positions)
     precision = quantize(model, settings.model.quantization, fits)
     if kind == "embed":
         pooling, normalize = checkpoint.pooling()
         embedder = Embedder(model, settings.engine, pooling=pooling, normalize=normalize)
-        return BuiltEngine(embedder, precision, int(model.config.hidden_size))
+        return BuiltEngine(embedder, precision, model, loaded, int(model.config.hidden_size))
     if kind == "score":
-        return BuiltEngine(Scorer(model, settings.engine), precision)
+        return BuiltEngine(Scorer(model, settings.engine), precision, model, loaded)
     if kind == "classify":
         prompter = Prompter(settings.job, settings.input.on_too_long, checkpoint, settings.sampling.max_tokens)
         choices = prompter.choices()
         classifier = Classifier(model, settings.engine, choices=choices, end_ids=checkpoint.stop_ids)
-        return BuiltEngine(classifier, precision)
+        return BuiltEngine(classifier, precision, model, loaded)
     generator = Generator(
         model,
         settings.sampling,
@@ -75,4 +81,4 @@ def build_engine(
         token_bytes=checkpoint.tokenizer().token_bytes() if settings.sampling.stop else (),
         context_length=checkpoint.context_length,
     )
-    return BuiltEngine(generator, precision)
+    return BuiltEngine(generator, precision, model, loaded)

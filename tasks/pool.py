@@ -113,6 +113,17 @@ class WorkerPool:
             self._poke()
         return future
 
+    def ask(self, message: Mapping[str, Any], *, besides: int) -> int | None:
+        """Send a message to a ready worker other than `besides`, the one that holds least; its index, None if none is.
+
+        To be called from `on_event`, that is, in the pool's own thread.
+        """
+        others = [seat for seat in self._seats if seat.index != besides and seat.ready]
+        for seat in sorted(others, key=lambda seat: seat.tokens):
+            if seat.child is not None and seat.child.send(message):
+                return seat.index
+        return None
+
     def drain(self) -> None:
         """Give out no further shard; those being worked on go on. Callable from a signal handler."""
         self._draining = True
@@ -184,9 +195,9 @@ class WorkerPool:
         event = {"worker": seat.index, **message}
         if message["event"] == "ready":
             seat.ready = self._proved = True
+            seat.refused = False
             seat.growth.begin(seat.child.memory)
-        elif message["event"] == "refused" and not self._proved:
-            # Nobody could load the model, so that the next one will not either: it is wrong, not unlucky.
+        elif message["event"] == "refused" and self._hopeless(seat, message):
             self._refusal = str(message["message"])
         elif message["event"] == "done":
             given = seat.finish(message["shard"])
@@ -198,6 +209,16 @@ class WorkerPool:
         elif message["event"] == "failed" and (given := seat.held.pop(message["shard"], None)) is not None:
             given.future.set_exception(RunError(str(message["message"])))
         self._on_event(event)
+
+    def _hopeless(self, seat: Seat, message: Event) -> bool:
+        """Whether a worker's refusal holds for all.
+
+        If nobody could load the model, the next one will not either: it is wrong, not unlucky. Where canaries disagree,
+        the run ends once most workers do: then the one that was first may be the one that is wrong.
+        """
+        seat.refused = bool(message.get("canary"))
+        refused = sum(seat.refused for seat in self._seats)
+        return not self._proved or bool(message.get("certain")) or 2 * refused > len(self._seats)
 
     def _watch(self) -> None:
         now = time.monotonic()

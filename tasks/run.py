@@ -25,7 +25,10 @@ from data.shards import Shard
 from data.suspect import alone
 from data.window import Window
 from engine.supervisor import Child
+from tasks.canary import Expected
+from tasks.cross_check import CrossCheck, open_checks
 from tasks.deadline import Deadline
+from tasks.devices import device_name
 from tasks.display import Display
 from tasks.events import EventLog
 from tasks.growth import growth_limit
@@ -62,6 +65,8 @@ class OpenRun:
     started: float
     planner: Planner = field(init=False)
     deadline: Deadline | None = field(init=False)
+    checks: CrossCheck | None = None
+    """Who has rows repeated by another worker; None until there are workers."""
     failure: RunError | None = None
     """What ended the run, where something other than the user did; the rest is not computed then."""
     _handed: dict[str, Future[Event]] = field(init=False, default_factory=dict)
@@ -177,6 +182,7 @@ def opened(job: Job) -> Iterator[OpenRun]:
 @contextmanager
 def _at_work(run: OpenRun) -> Iterator[None]:
     """Start the workers; end them however the block ends, with a delay after an interrupt."""
+    open_checks(run.folder)
     run.events.tell(_run_started(run.job, run.folder))
     rehearsal = Rehearsal(run.deadline, run.folder, run.job) if run.deadline is not None else None
     if rehearsal is not None:
@@ -184,6 +190,9 @@ def _at_work(run: OpenRun) -> Iterator[None]:
     for warning in run.job.warnings:
         run.events.tell({"event": "warning", "message": warning})
     run.workers = start_pool(run.job, run.folder, run.events, run.deadline)
+    strict = bool(run.job.settings.engine.deterministic)
+    run.checks = CrossCheck(run.folder, run.workers, strict=strict, tell=run.events.tell, fail=run.fail)
+    run.progress.listen(run.checks.listen)
     ended = {"event": "finished", "state": "interrupted"}
     try:
         with interruptible(run):
@@ -194,6 +203,7 @@ def _at_work(run: OpenRun) -> Iterator[None]:
         raise
     finally:
         run.stop(0.0)
+        run.checks.close()
         if rehearsal is not None:
             rehearsal.end()
         run.events.tell(ended)
@@ -234,6 +244,7 @@ def start_pool(job: Job, folder: RunFolder, events: EventLog, deadline: Deadline
     """The worker processes of a run, each on its own device."""
     logs = folder.path / "workers"
     logs.mkdir(mode=0o700, exist_ok=True)
+    expected = Expected.of(job.checkpoint, device_name(job.placement))
 
     def start(index: int) -> Child:
         environment = job.placement.environment(index)
@@ -244,6 +255,8 @@ def start_pool(job: Job, folder: RunFolder, events: EventLog, deadline: Deadline
             settings=job.settings,
             device=job.placement.device,
             threads=job.placement.threads,
+            expected=expected,
+            others=job.placement.workers > 1,
         )
         child.send(order_message(order))
         return child

@@ -54,6 +54,8 @@ class Seat:
     failures: int = 0  # deaths in a row without a finished shard
     suspected: int = 0  # the same with a shard that had the worker to itself: the shard's fault rather than the seat's
     restart_at: float = 0.0
+    refused: bool = False
+    """Whether its last process failed its canaries."""
 
     @property
     def tokens(self) -> float:

@@ -73,6 +73,10 @@ class ShardInProgress:
         if not self._trial:
             self.results[slot] = completion
 
+    def questions(self) -> list[Request]:
+        """A request for each sequence that was computed, with its slot as id."""
+        return [self._request(slot, 0) for slot in range(self.shard.sequences) if slot not in self.poisoned]
+
     def completions(self) -> list[Completion]:
         """The results by slot."""
         return [self.results[slot] for slot in range(self.shard.sequences)]

@@ -36,6 +36,7 @@ from tasks.run import OpenRun
 from tasks.summary import RunReport
 
 MAX_LOTS = 500
+SETTLE_SECONDS = 10.0
 WAIT_SECONDS = 5.0
 PARTIAL = "Partial"
 """The name of Prefect's state Completed where the deadline has left something undone."""
@@ -127,6 +128,7 @@ def publish_result(run: OpenRun) -> RunReport:
     if run.late:
         run.stop(0.0)  # a worker that still lived could commit a shard under the eyes of whoever reads the ledger
     else:
+        _settle(run)
         run.pool.dismiss()
     run.events.tell({"event": "publishing", "partial": run.partial})
     schema = results_of(job.settings, job.checkpoint)
@@ -159,6 +161,14 @@ def publish_result(run: OpenRun) -> RunReport:
         answer_lengths=record.lengths,
         warnings=warnings(run),
     )
+
+
+def _settle(run: OpenRun) -> None:
+    """Hear what comes of rows that are being repeated. RunError if that speaks against the result."""
+    if run.checks is not None:
+        run.checks.settle(SETTLE_SECONDS)
+    if run.failure is not None:
+        raise run.failure
 
 
 def final_state(report: RunReport) -> RunReport | State[RunReport]:

@@ -10,9 +10,10 @@ An engine that owes a result, or gives one that nobody asked for, mixes rows up:
 
 from __future__ import annotations
 
+import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,8 @@ from engine.child import Mailbox
 from engine.importing import without_collections
 from engine.request import Completion, Engine
 from tasks.cache import job_answers
+from tasks.canary import CanaryFailed, Expected, Found, check_canaries, in_float32
+from tasks.repeats import Repeats
 from tasks.results import ResultTable
 from tasks.settings import Settings
 from tasks.shard_in_progress import WORKER_DIED, ShardInProgress
@@ -36,6 +39,7 @@ from tasks.shard_in_progress import WORKER_DIED, ShardInProgress
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from engine.weight_sums import WeightWatch
     from tasks.engines import BuiltEngine
 
 PROGRESS_SECONDS = 0.5
@@ -52,6 +56,9 @@ class WorkerOrder(BaseModel):
     settings: Settings
     device: str
     threads: int
+    expected: Expected = Expected()
+    others: bool = False
+    """Whether the run has other workers, which can repeat rows of this one."""
 
 
 class MixedUp(RunError):
@@ -61,7 +68,15 @@ class MixedUp(RunError):
 class Worker:
     """The loop of one worker process around an engine."""
 
-    def __init__(self, mailbox: Mailbox, order: WorkerOrder, engine: Engine, table: ResultTable, context: int) -> None:
+    def __init__(
+        self,
+        mailbox: Mailbox,
+        order: WorkerOrder,
+        engine: Engine,
+        table: ResultTable,
+        context: int,
+        watch: WeightWatch | None = None,
+    ) -> None:
         self._mailbox, self._order, self._engine, self._table, self._context = mailbox, order, engine, table, context
         self._run = RunFolder.open(order.run)
         self._shards: dict[int, ShardInProgress] = {}  # by the id of its first request
@@ -71,18 +86,24 @@ class Worker:
         self._told = 0.0
         self._shared = 0.0  # prompt tokens found in the KV cache, up to the last commit
         self._answers = job_answers(order.settings, self._run.identity, table.schema)
+        self._watch = watch
+        self._repeats = Repeats(self._run, wanted=order.others, exact=in_float32(order.settings, order.device))
 
     def serve(self) -> None:
         """Work until the driver is gone, or the engine has mixed up its results."""
         try:
             while True:
                 self._check_owed()
-                idle = not self._engine.has_work
+                idle = not (self._engine.has_work or self._repeats.waiting)
                 message = self._mailbox.receive(wait=idle)
                 while message is not None:
-                    self._accept(Shard.from_json(message))
+                    if "repeat" in message:
+                        self._repeats.ask(message["repeat"])
+                    else:
+                        self._accept(Shard.from_json(message))
                     message = self._mailbox.receive(wait=False)
-                for completion in self._engine.step():
+                self._repeat()
+                for completion in self._engine.step() if self._engine.has_work else ():
                     self._take(completion)
                 self._tell()
         except MixedUp as error:
@@ -90,6 +111,16 @@ class Worker:
                 raise
             for work in self._shards.values():
                 self._fail(work.shard, work, error)
+
+    def _repeat(self) -> None:
+        """Answer rows of other workers again; where batches depend on their shard alone, while there is none."""
+        alone = self._order.settings.engine.deterministic
+        while self._repeats.waiting and not (alone and self._engine.has_work):
+            self._engine.add(self._repeats.requests())
+            while alone and self._engine.has_work:
+                for completion in self._engine.step():
+                    self._take(completion)
+            self._shared = self._engine.statistics().get("shared_tokens", 0.0) if alone else self._shared
 
     def _accept(self, shard: Shard) -> None:
         work = None
@@ -113,6 +144,11 @@ class Worker:
                 del self._shards[base]
 
     def _take(self, completion: Completion) -> None:
+        if completion.id < 0:
+            event = self._repeats.take(completion)
+            if event is not None:
+                self._mailbox.send(event)
+            return
         base = self._base_of.pop(completion.id, None)
         if base is None:
             raise MixedUp("the engine gave a result that nobody asked for, or gave it twice")
@@ -133,6 +169,11 @@ class Worker:
             raise MixedUp(f"the engine has no result for {work.missing} sequences of shard {work.shard.id}")
 
     def _finish(self, work: ShardInProgress) -> None:
+        if self._watch is not None and not self._watch.intact():
+            with suppress(OSError, RunError):
+                work.survive()  # the shard is not at fault
+            sys.exit("the model's weights in memory have changed since they were loaded")  # another process tries again
+        left = self._leave_sample(work)
         completions = work.completions()
         results = self._table.build(completions, work.shard.sequences)
         before, self._shared = self._shared, self._engine.statistics().get("shared_tokens", 0.0)
@@ -160,8 +201,16 @@ class Worker:
                 "lengths": count_lengths([len(c.token_ids) for c in completions if c.error is None]),
                 "seconds": commit.seconds,
                 "attempt": commit.attempt,
+                **({"repeat": True} if left else {}),
             }
         )
+
+    def _leave_sample(self, work: ShardInProgress) -> bool:
+        """Whether rows of the shard were left for another worker to repeat."""
+        if not self._repeats.wants(work.shard.id):
+            return False
+        sample = self._repeats.sample(work.shard.id, work.questions())
+        return self._repeats.leave(work.shard.id, sample, [work.results[request.id] for request in sample])
 
     def _keep(self, work: ShardInProgress, results: pa.Table) -> None:
         """Give a committed shard's answers to the cache, before the driver may end this process."""
@@ -204,10 +253,12 @@ class Worker:
             self._mailbox.send({"event": "progress", "work": work, **self._counts})
 
 
-def build(order: WorkerOrder) -> tuple[BuiltEngine, ResultTable, int]:
+def build(order: WorkerOrder, warn: Callable[[str], object] | None = None) -> tuple[BuiltEngine, ResultTable, int]:
     """Load the model and make the engine of the job's kind, with the table that its results go into, and its context.
 
-    Raises InputError, ValueError or OSError for a model that cannot be loaded.
+    `warn` is told what the user should know of the model.
+    Raises InputError, ValueError or OSError for a model that cannot be loaded, CanaryFailed for one that must not be
+    used.
     """
     with without_collections():
         import torch
@@ -221,6 +272,10 @@ def build(order: WorkerOrder) -> tuple[BuiltEngine, ResultTable, int]:
             from tasks.engines import build_engine  # imports transformers, while the weights are read
 
         built = build_engine(settings, checkpoint, order.device, order.threads, weights)
+        found = Found(checkpoint, built.engine, built.weights, order.device)
+        notice = check_canaries(RunFolder.open(order.run), settings, order.expected, found)
+        if notice is not None and warn is not None:
+            warn(notice)
     return built, ResultTable(settings, checkpoint.tokenizer(), built.embedding_size), checkpoint.context_length
 
 
@@ -230,14 +285,21 @@ def main(mailbox: Mailbox) -> None:
     message = mailbox.receive(wait=True)
     order = WorkerOrder.model_validate(message)
     try:
-        built, table, context = build(order)
+        built, table, context = build(order, lambda text: mailbox.send({"event": "warning", "message": text}))
     except (InputError, ValueError, OSError) as error:
         traceback.print_exc()
         mailbox.send({"event": "refused", "message": f"the model cannot be loaded: {error}"})
         return
+    except CanaryFailed as failed:
+        print(failed, flush=True)
+        mailbox.send({"event": "refused", "message": str(failed), "canary": True, "certain": failed.certain})
+        return
+    from engine.weight_sums import WeightWatch
+
+    watch = WeightWatch(built.model)
     seconds = time.monotonic() - started
     mailbox.send({"event": "ready", "seconds": seconds, "device": order.device, "precision": built.precision})
-    Worker(mailbox, order, built.engine, table, context).serve()
+    Worker(mailbox, order, built.engine, table, context, watch).serve()
 
 
 def order_message(order: WorkerOrder) -> dict[str, Any]:

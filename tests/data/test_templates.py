@@ -137,6 +137,11 @@ def test_templates_that_run_away_are_stopped(source: str) -> None:
     assert time.monotonic() - start < 60  # far over the limit of the clock: without limits these never end
 
 
+def test_the_size_of_a_text_is_bounded_by_itself_and_not_by_the_clock() -> None:
+    with pytest.raises(TemplateFailed, match="the text is too long"):
+        render("{% for i in range(1000) %}{{ text }}{% endfor %}", text="x" * 100_000)
+
+
 def test_limits_are_for_one_row_not_for_all() -> None:
     template = Template("{% for i in range(90000) %}{% endfor %}{{ t }}", "job.prompt")
     assert [template.render({"t": n}) for n in range(15)] == [str(n) for n in range(15)]

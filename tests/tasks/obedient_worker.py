@@ -47,3 +47,12 @@ def refusing(mailbox: Mailbox) -> None:
 def dying(_mailbox: Mailbox) -> None:
     """A worker that never comes up."""
     sys.exit(1)
+
+
+def doubting(mailbox: Mailbox) -> None:
+    """A worker whose canaries disagree with those of the first one, which is worker 0 of the pool."""
+    if "OVERNIGHT_FIRST" in os.environ:
+        main(mailbox)
+    time.sleep(0.5)
+    certain = "OVERNIGHT_CERTAIN" in os.environ
+    mailbox.send({"event": "refused", "message": "other answers", "canary": True, "certain": certain})

@@ -1,0 +1,114 @@
+"""The driver's side of the cross-check: asks another worker to repeat what one has left, and judges the outcome.
+
+A disagreement is an alert in any case. In deterministic mode, where equal rows have equal answers, it also ends the
+run: one of two workers computes wrongly, and nobody knows since when. That is kept in RUN/doubts, so that no resumed
+run publishes those answers either.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from data.durable import make_folder, write_file
+from data.errors import RunError
+from data.run_folder import RunFolder
+from tasks.repeats import FOLDER
+
+_DOUBTS = "doubts"
+
+
+class Asks(Protocol):
+    """The pool, as far as it is needed here."""
+
+    def ask(self, message: Mapping[str, Any], *, besides: int) -> int | None:
+        """Send a message to a worker other than `besides` that is ready; its index, None if there is none."""
+
+
+class CrossCheck:
+    """Follows the events of a run, in the pool's thread."""
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        pool: Asks,
+        *,
+        strict: bool,
+        tell: Callable[[dict[str, Any]], None],
+        fail: Callable[[RunError], None],
+    ) -> None:
+        """strict: whether a disagreement ends the run; tell: takes events; fail: ends the run."""
+        self._folder, self._pool, self._strict, self._tell, self._fail = folder, pool, strict, tell, fail
+        self._left: dict[str, int] = {}  # shard -> the worker that left it
+        self._asked: dict[str, int] = {}  # shard -> the worker that repeats it
+        self._changed = threading.Condition()
+        self.alerts: list[str] = []
+
+    def listen(self, event: Mapping[str, Any]) -> None:
+        """Take one event of a worker into account."""
+        kind = event["event"]
+        with self._changed:
+            if kind == "done" and event.get("repeat"):
+                self._left[event["shard"]] = event["worker"]
+            elif kind == "died":  # what it was to repeat another one may; what it left is worth repeating still
+                for shard in [shard for shard, worker in self._asked.items() if worker == event["worker"]]:
+                    del self._asked[shard]
+            elif kind == "repeated":
+                self._left.pop(event["shard"], None)
+                self._asked.pop(event["shard"], None)
+            if kind in ("done", "died", "ready", "repeated"):
+                self._ask()
+                self._changed.notify_all()
+        if kind == "repeated" and event["differ"]:
+            self._alert(event)
+
+    def settle(self, patience: float) -> None:
+        """Wait for what other workers are repeating at the moment, so long at most."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._asked, patience)
+
+    def close(self) -> None:
+        """Drop what was left and not repeated; it holds prompts."""
+        shutil.rmtree(self._folder.path / FOLDER, ignore_errors=True)
+
+    def _ask(self) -> None:
+        for shard, worker in self._left.items():
+            if shard not in self._asked:
+                asked = self._pool.ask({"repeat": shard}, besides=worker)
+                if asked is not None:
+                    self._asked[shard] = asked
+
+    def _alert(self, event: Mapping[str, Any]) -> None:
+        shard = event["shard"]
+        message = (
+            f"worker {event['worker']} answers {event['differ']} of {event['rows']} rows of shard {shard[:12]} "
+            "otherwise than the worker that was given it: one of their devices computes wrongly"
+        )
+        self.alerts.append(message)
+        self._tell({"event": "warning", "message": message})
+        if self._strict:
+            content = json.dumps({"shard": shard, "message": message}).encode()
+            make_folder(self._folder.path / _DOUBTS, 0o700)
+            write_file(
+                self._folder.tmp, self._folder.path / _DOUBTS / f"{shard}.json", lambda file: file.write(content)
+            )
+            self._fail(_doubtful(message))
+
+
+def open_checks(folder: RunFolder) -> None:
+    """Make room for what workers leave. RunError for a run whose workers have disagreed before."""
+    for doubt in sorted((folder.path / _DOUBTS).glob("*.json")):
+        try:
+            message = str(json.loads(doubt.read_bytes())["message"])
+        except (ValueError, KeyError, TypeError):
+            message = f"{doubt} is damaged"
+        raise _doubtful(message)
+    shutil.rmtree(folder.path / FOLDER, ignore_errors=True)  # a killed driver's
+    make_folder(folder.path / FOLDER, 0o700)
+
+
+def _doubtful(message: str) -> RunError:
+    return RunError(f"{message}. Nothing is published; find the device, then compute everything again with --fresh")

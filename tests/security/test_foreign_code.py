@@ -1,0 +1,112 @@
+"""Code that a checkpoint or a dataset brings is never executed: each would leave a marker file if it were."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from data.checkpoint import Checkpoint
+from data.dataset import Dataset
+from data.errors import InputError
+from data.settings import InputSettings
+from engine.model import load_model
+from tests.flows.conftest import MODEL
+
+CPU = torch.device("cpu")
+
+
+class Bomb:
+    """Touches a file when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        return Path.touch, (self.marker,)
+
+
+@pytest.fixture
+def marker(tmp_path: Path) -> Path:
+    return tmp_path / "executed"
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(MODEL, tmp_path / "model"))
+
+
+def test_the_bomb_would_go_off(marker: Path) -> None:
+    pickle.loads(pickle.dumps(Bomb(marker)))
+    assert marker.exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["pytorch_model.bin", "model.pt", "model.ckpt", "model.safetensors", "extra.safetensors"]
+)
+def test_a_pickled_checkpoint_is_refused_unopened(model: Path, marker: Path, name: str) -> None:
+    (model / "model.safetensors").unlink()
+    (model / name).write_bytes(pickle.dumps(Bomb(marker)))
+    with pytest.raises(InputError, match=r"pickle|whole safetensors"):
+        Checkpoint.open(str(model))
+    with pytest.raises((ValueError, OSError)):  # also where nobody has looked at the files before
+        load_model(model, dtype=torch.float32, device=CPU)
+    assert not marker.exists()
+
+
+def test_pickles_beside_safetensors_are_left_alone(model: Path, marker: Path) -> None:
+    for name in ("pytorch_model.bin", "training_args.bin", "optimizer.pt", "tokenizer.pkl"):
+        (model / name).write_bytes(pickle.dumps(Bomb(marker)))
+    Checkpoint.open(str(model)).tokenizer()
+    load_model(model, dtype=torch.float32, device=CPU)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("name", ["rows.pkl", "rows.jsonl", "rows.parquet", "rows"])
+def test_a_pickled_dataset_is_refused_unopened(tmp_path: Path, marker: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(pickle.dumps([Bomb(marker)]))
+    with pytest.raises(InputError, match=r"pickle|is not"):
+        Dataset.open(InputSettings(path=str(tmp_path / name)))
+    assert not marker.exists()
+
+
+@pytest.fixture
+def with_code(model: Path, marker: Path) -> Path:
+    """A model whose folder brings its own classes."""
+    config = json.loads((model / "config.json").read_text())
+    classes = {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model", "AutoModel": "own.Model"}
+    config |= {"model_type": "own", "auto_map": classes}
+    (model / "config.json").write_text(json.dumps(config))
+    kind = next(iter(json.loads((MODEL / "config.json").read_text())["architectures"])).removesuffix("ForCausalLM")
+    (model / "own.py").write_text(
+        f"import pathlib\npathlib.Path({str(marker)!r}).touch()\n"
+        f"from transformers import {kind}Config, {kind}ForCausalLM\n"
+        f"class Config({kind}Config):\n    model_type = 'own'\n"
+        f"class Model({kind}ForCausalLM):\n    config_class = Config\n"
+    )
+    tokenizer = json.loads((model / "tokenizer_config.json").read_text())
+    tokenizer["auto_map"] = {"AutoTokenizer": ["own.Tokenizer", None]}
+    (model / "tokenizer_config.json").write_text(json.dumps(tokenizer))
+    return model
+
+
+def test_a_models_own_code_is_not_run(with_code: Path, marker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(with_code.parent / "modules"))
+    checkpoint = Checkpoint.open(str(with_code))
+    checkpoint.tokenizer().encode_batch(["text"], special=True)
+    checkpoint.digests()
+    with pytest.raises((ValueError, OSError)):
+        load_model(with_code, dtype=torch.float32, device=CPU)
+    assert not marker.exists()
+
+
+def test_a_models_own_code_runs_where_it_is_trusted(
+    with_code: Path, marker: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(with_code.parent / "modules"))
+    load_model(with_code, dtype=torch.float32, device=CPU, trust_remote_code=True)
+    assert marker.exists(), "the other test would prove nothing"
