@@ -22,11 +22,12 @@ from engine.settings import EngineSettings, SamplingSettings
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
+# Large enough that the library divides long sums of small batches among processors.
 SIZES = {
-    "hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 4, "vocab_size": 5000,
-    "num_attention_heads": 8, "num_key_value_heads": 2, "tie_word_embeddings": False,
+    "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 2, "vocab_size": 5000,
+    "num_attention_heads": 16, "num_key_value_heads": 4, "tie_word_embeddings": False,
 }  # fmt: skip
-CONFIGS = {"qwen2": Qwen2Config(**SIZES), "qwen3": Qwen3Config(**SIZES, head_dim=64)}
+CONFIGS = {"qwen2": Qwen2Config(**SIZES), "qwen3": Qwen3Config(**SIZES, head_dim=128)}
 CUDA = torch.device("cuda")
 
 

@@ -73,7 +73,7 @@ def published(job: Job) -> tuple[list[str], list[dict[str, Any]]]:
     windows = list(plan_windows(folder, job.dataset, job.prompter, job.run_id, plan_options(job.settings)))
     prompts = [ids for window in windows for shard in window.shards for ids in read_prompts(folder, shard.id).ids]
     publish(folder, windows, job.dataset, job.output, result_schema("generate"), {"settings": {}}, partial=True)
-    lines = job.output_path.read_text(encoding="utf-8").split("\n")[:-1]
+    lines = Path(job.output_path).read_text(encoding="utf-8").split("\n")[:-1]
     return [job.checkpoint.tokenizer().decode(ids.tolist()) for ids in prompts], [json.loads(line) for line in lines]
 
 
