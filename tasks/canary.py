@@ -97,7 +97,7 @@ def check_canaries(run_folder: RunFolder, settings: Settings, expected: Expected
             f"its weights are damaged, or engine.dtype = {settings.engine.dtype!r} does not suit them",
             certain=False,
         )
-    exact = in_float32(settings, found.device)
+    exact = rounds_alike(settings, found.device)
     for folder in (run_folder.path / "canaries", user_cache() / "canaries"):
         record = _Record(folder, run_folder.tmp if folder.is_relative_to(run_folder.path) else folder)
         before = record.keep(_weights_key(identity, settings, expected, found), {"sum": found.weights})
@@ -123,8 +123,10 @@ def _other_company(record: _Record, digests: Mapping[str, str], found: Found) ->
     return f"the model in {found.checkpoint.folder} was used with another {' and '.join(differ)} before"
 
 
-def in_float32(settings: Settings, device: str) -> bool:
-    """Whether answers are computed so exactly that rounding hardly ever turns one."""
+def rounds_alike(settings: Settings, device: str) -> bool:
+    """Whether rounding never turns an answer, or hardly ever: the same in any batch, or float32 on a CPU."""
+    if settings.engine.invariant:
+        return True
     plain = settings.model.quantization == "none" and not settings.engine.amp
     return device == "cpu" and settings.engine.dtype == "float32" and plain
 

@@ -1,8 +1,8 @@
 """The driver's side of the cross-check: asks another worker to repeat what one has left, and judges the outcome.
 
-A disagreement is an alert in any case. In deterministic mode, where equal rows have equal answers, it also ends the
-run: one of two workers computes wrongly, and nobody knows since when. That is kept in RUN/doubts, so that no resumed
-run publishes those answers either.
+A disagreement is an alert in any case. Where rounding turns no answer, it also ends the run: one of two workers
+computes wrongly, and nobody knows since when. That is kept in RUN/doubts, so that no resumed run publishes those
+answers either.
 """
 
 from __future__ import annotations

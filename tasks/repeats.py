@@ -47,7 +47,7 @@ class Repeats:
     """What one worker leaves for others, and answers for others."""
 
     def __init__(self, run: RunFolder, *, wanted: bool, exact: bool) -> None:
-        """wanted: whether there are other workers; exact: whether answers are computed in float32 on a CPU."""
+        """wanted: whether there are other workers; exact: whether rounding turns no answer."""
         self._run, self._wanted, self._exact = run, wanted, exact
         self._first = True
         self._waiting: deque[str] = deque()

@@ -25,7 +25,7 @@ from data.shards import Shard
 from data.suspect import alone
 from data.window import Window
 from engine.supervisor import Child
-from tasks.canary import Expected
+from tasks.canary import Expected, rounds_alike
 from tasks.cross_check import CrossCheck, open_checks
 from tasks.deadline import Deadline
 from tasks.devices import device_name
@@ -190,7 +190,7 @@ def _at_work(run: OpenRun) -> Iterator[None]:
     for warning in run.job.warnings:
         run.events.tell({"event": "warning", "message": warning})
     run.workers = start_pool(run.job, run.folder, run.events, run.deadline)
-    strict = bool(run.job.settings.engine.deterministic)
+    strict = rounds_alike(run.job.settings, run.job.placement.device)
     run.checks = CrossCheck(run.folder, run.workers, strict=strict, tell=run.events.tell, fail=run.fail)
     run.progress.listen(run.checks.listen)
     ended = {"event": "finished", "state": "interrupted"}

@@ -30,7 +30,7 @@ from engine.child import Mailbox
 from engine.importing import without_collections
 from engine.request import Completion, Engine
 from tasks.cache import job_answers
-from tasks.canary import CanaryFailed, Expected, Found, check_canaries, in_float32
+from tasks.canary import CanaryFailed, Expected, Found, check_canaries, rounds_alike
 from tasks.repeats import Repeats
 from tasks.results import ResultTable
 from tasks.settings import Settings
@@ -87,7 +87,7 @@ class Worker:
         self._shared = 0.0  # prompt tokens found in the KV cache, up to the last commit
         self._answers = job_answers(order.settings, self._run.identity, table.schema)
         self._watch = watch
-        self._repeats = Repeats(self._run, wanted=order.others, exact=in_float32(order.settings, order.device))
+        self._repeats = Repeats(self._run, wanted=order.others, exact=rounds_alike(order.settings, order.device))
 
     def serve(self) -> None:
         """Work until the driver is gone, or the engine has mixed up its results."""
