@@ -9,12 +9,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from select import select
 
 from tasks.local_server import local_server
+from tests.faults.descent import signal_below
 from tests.faults.order import Order, Outcome
 
 REPOSITORY = Path(__file__).parent.parent.parent
@@ -25,17 +26,16 @@ SLACK_SECONDS = 60.0
 class Drive:
     """A driver that was started."""
 
-    def __init__(self, order: Order, place: Path, pid: int) -> None:
-        self.order, self.pid, self._place = order, pid, place
+    def __init__(self, order: Order, place: Path, pid: int, supervision: int) -> None:
+        self.order, self.pid, self._place, self._supervision = order, pid, place, supervision
 
     def signal(self, number: int) -> None:
         """Send a signal to the driver alone."""
         os.kill(self.pid, number)
 
-    def signal_all(self, number: int) -> None:
-        """Send a signal to the driver and its workers, whichever are left."""
-        with suppress(ProcessLookupError):
-            os.killpg(self.pid, number)
+    def kill_all(self) -> None:
+        """Kill the driver and its workers, whichever are left."""
+        signal_below(self._supervision, signal.SIGKILL)
 
     @property
     def ended(self) -> bool:
@@ -48,7 +48,6 @@ class Drive:
         deadline = time.monotonic() + self.order.seconds + SLACK_SECONDS
         while not path.exists():
             if (broken := self._place.with_suffix(".broken")).exists():
-                self.signal_all(signal.SIGKILL)
                 raise RuntimeError(broken.read_text(encoding="utf-8"))
             assert time.monotonic() < deadline, f"no outcome of {shown(self.order)}"
             time.sleep(0.01)
@@ -72,7 +71,8 @@ class Laboratory:
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps({"place": str(place), "order": order.model_dump()}) + "\n")
         self._process.stdin.flush()
-        return Drive(order, place, int(self._answer()))
+        driver, supervision = map(int, self._answer().split())
+        return Drive(order, place, driver, supervision)
 
     def run(self, order: Order) -> Outcome:
         """Start a driver and wait until it and its workers have ended."""

@@ -13,6 +13,7 @@ from typing import Any
 
 import data.durable
 import data.ledger
+import engine.child
 import tasks.worker
 from data.ledger import Commit
 
@@ -135,7 +136,7 @@ def _attempt_named() -> None:
     data.ledger.Ledger.committed = committed  # type: ignore[method-assign]
 
 
-def deafen(mailbox: Any) -> None:
+def deafen() -> None:
     """Have workers that go on when their driver is gone."""
 
     def read(self: Any) -> None:
@@ -147,7 +148,8 @@ def deafen(mailbox: Any) -> None:
                 os._exit(3)
             self._inbox.put(json.loads(text))
 
-    mailbox._read = read
+    engine.child.Mailbox._read = read  # type: ignore[method-assign]
+    engine.child._watch = os.close
 
 
 def _skip_sync(skipped: Callable[[int], bool]) -> None:

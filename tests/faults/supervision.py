@@ -20,9 +20,9 @@ from pathlib import Path
 
 from prefect.context import refresh_global_settings_context
 
-import engine.child
 import tasks.run
 from flows import cli
+from tests.faults.descent import signal_below
 from tests.faults.durability import Durable
 from tests.faults.fault import Point, folder_or_file, place_of
 from tests.faults.interception import HeldCall, Listener, adopt_orphans, intercept, process_of
@@ -46,7 +46,7 @@ class Supervision:
         self._stopped: list[int] = []
         self._driver_ended = 0.0
         self._status: int | None = None
-        self._timed_out = False
+        self._timed_out = self._over = False
         self._durable = Durable(Path(order.root)) if order.power is not None else None
         ours, theirs = socket.socketpair()
         self._log = place.with_suffix(".log")
@@ -97,6 +97,9 @@ class Supervision:
 
     def _decide(self, call: HeldCall) -> None:
         assert self._listener is not None
+        if self._over:  # started while the others were being killed
+            self._kill_all()
+            return
         path = call.paths[-1] if call.paths else ""
         place = place_of(path, self._order.root)
         if place is None or place in UNWATCHED:
@@ -137,10 +140,9 @@ class Supervision:
             self._listener.fail(call, getattr(errno, action))
 
     def _kill_all(self) -> None:
-        try:
-            os.killpg(self.driver, signal.SIGKILL)
-        except ProcessLookupError:
-            return
+        """Nothing happens to a file meanwhile: each call that changes one waits for its answer, and gets none now."""
+        self._over = True
+        signal_below(os.getpid(), signal.SIGKILL)
 
     def _told(self) -> tuple[str, ...]:
         try:
@@ -209,7 +211,7 @@ def _become(order: Order, supervisor: socket.socket, log: Path) -> None:
         resource.setrlimit(kind, (value, value))
     plant(order.plant)
     if order.deaf:
-        deafen(engine.child.Mailbox)
+        deafen()
     if order.forked:
         Spawner().replace_popen()
     tasks.run.WORKER_TARGET = order.worker

@@ -118,10 +118,11 @@ class Bench:
             resumed = self._resume(trial)
             problems = list(checker.after_resume(self.scenario, resumed, seen, self.expected))
             before = checker.look(self.scenario)
-            drive.signal_all(signal.SIGCONT)
+            for process in first.stopped:
+                os.kill(process, signal.SIGCONT)
             problems += _await_end(first.stopped)
         finally:
-            drive.signal_all(signal.SIGKILL)
+            drive.kill_all()
             drive.outcome()
         after = checker.look(self.scenario)
         if after.commits != before.commits or after.manifest != before.manifest:

@@ -1,6 +1,7 @@
 """The warm process: everything imported once, then a fork for each drive. `python -m tests.faults.warm`.
 
-Reads one JSON line an order, `{"place": PATH, "order": ORDER}`, and answers with the driver's process id. The outcome
+Reads one JSON line an order, `{"place": PATH, "order": ORDER}`, and answers with the process ids of the driver
+and of the process that watches it. The outcome
 lies at PATH with the suffix `.driver` when the driver has ended, and `.all` when its workers have; at `.broken` lies
 what went wrong with the watch.
 """
@@ -26,6 +27,7 @@ def main() -> None:
     """Serve orders until there are no more."""
     for name in IMPORTED:
         importlib.import_module(name)
+    from tests.faults.descent import signal_below
     from tests.faults.order import Order
     from tests.faults.supervision import Supervision
 
@@ -43,11 +45,12 @@ def main() -> None:
             place = Path(message["place"])
             try:
                 supervision = Supervision(Order.model_validate(message["order"]), place)
-                answers.write(f"{supervision.driver}\n")
+                answers.write(f"{supervision.driver} {os.getpid()}\n")
                 answers.close()
                 supervision.watch()
             except BaseException:  # noqa: BLE001 - told to whoever waits for the outcome
                 place.with_suffix(".broken").write_text(traceback.format_exc(), encoding="utf-8")
+                signal_below(os.getpid(), signal.SIGKILL)
             os._exit(0)
 
 
