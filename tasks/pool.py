@@ -40,6 +40,10 @@ class WorkerDied(RunError):
     """A worker ended while it held a shard; the shard may be tried again."""
 
 
+class ShardFailed(RunError):
+    """A worker could not compute or store a shard; another one would meet the same."""
+
+
 class Interrupted(RunError):
     """The pool was closed before the shard was finished."""
 
@@ -102,8 +106,8 @@ class WorkerPool:
 
         With `first` it goes before those that wait; with `alone` it gets a worker that holds nothing else meanwhile.
         The future gives the worker's `done` message.
-        It raises WorkerDied (try again), Interrupted (the pool was closed), OutOfTime (by the deadline) or NoWorkers
-        (workers refuse to start).
+        It raises WorkerDied (try again), ShardFailed, Interrupted (the pool was closed), OutOfTime (by the deadline) or
+        NoWorkers (workers refuse to start).
         """
         future: Future[Event] = Future()
         self._waiting.put(Waiting(dict(shard), future, alone), first=first)
@@ -207,7 +211,7 @@ class WorkerPool:
                 self._deadline.learn(given.tokens, message["seconds"])
             given.future.set_result(event)
         elif message["event"] == "failed" and (given := seat.held.pop(message["shard"], None)) is not None:
-            given.future.set_exception(RunError(str(message["message"])))
+            given.future.set_exception(ShardFailed(str(message["message"])))
         self._on_event(event)
 
     def _hopeless(self, seat: Seat, message: Event) -> bool:

@@ -31,7 +31,7 @@ from tasks.job import results_of
 from tasks.lessons import learn
 from tasks.outcome import manifest_fields, partial_message, published_report, warnings
 from tasks.planner import Planner, plan_options
-from tasks.pool import Interrupted, WorkerDied
+from tasks.pool import Interrupted, ShardFailed, WorkerDied
 from tasks.run import OpenRun
 from tasks.summary import RunReport
 
@@ -81,7 +81,7 @@ def run_lot(run: OpenRun, shards: Sequence[Shard]) -> State[None] | None:
                 futures[identifier] = again
             elif isinstance(error, OutOfTime):
                 late = True
-            elif error is not None and not run.ledger.committed(identifier):
+            elif error is not None and not _stored(run, identifier, error):
                 errors.append(error)
     if errors:
         error = next((error for error in errors if not isinstance(error, Interrupted)), errors[0])
@@ -89,6 +89,11 @@ def run_lot(run: OpenRun, shards: Sequence[Shard]) -> State[None] | None:
             run.fail(error)  # no other shard is computed for a run that cannot end well
         raise error
     return Completed(name=PARTIAL, message="the deadline came first") if late else None
+
+
+def _stored(run: OpenRun, shard: str, error: BaseException) -> bool:
+    """Whether a shard is committed all the same. One whose worker failed may have a name that was never synced."""
+    return not isinstance(error, ShardFailed) and run.ledger.committed(shard)
 
 
 def submit_lots(run: OpenRun, window: Window) -> list[PrefectFuture[State[None] | None]]:

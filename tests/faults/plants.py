@@ -137,7 +137,7 @@ def _attempt_named() -> None:
 
 
 def deafen() -> None:
-    """Have workers that go on when their driver is gone."""
+    """Have workers that go on when their driver is gone, until they have something to say to it."""
 
     def read(self: Any) -> None:
         while True:
@@ -149,6 +149,7 @@ def deafen() -> None:
             self._inbox.put(json.loads(text))
 
     engine.child.Mailbox._read = read  # type: ignore[method-assign]
+    engine.child.Mailbox.beat = lambda self, seconds: None  # type: ignore[method-assign]
     engine.child._watch = os.close
 
 
