@@ -6,7 +6,7 @@ import random
 import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -50,11 +50,9 @@ class Benches:
 
 @contextmanager
 def benches(scratch: Path, jobs: int) -> Iterator[list[Benches]]:
-    """Laboratories on one Prefect server, each with benches of its own."""
-    with ExitStack() as stack:
-        first = stack.enter_context(laboratory(scratch / "laboratory-0"))
-        others = [stack.enter_context(laboratory(scratch / f"laboratory-{n}", first.api)) for n in range(1, jobs)]
-        yield [Benches(lab, scratch / f"benches-{number}") for number, lab in enumerate([first, *others])]
+    """Benches to work at side by side, in one laboratory."""
+    with laboratory(scratch / "laboratory") as lab:
+        yield [Benches(lab, scratch / f"benches-{number}") for number in range(jobs)]
 
 
 def sample(

@@ -18,14 +18,14 @@ Undisturbed = Callable[[Scenario], dict[str, str]]
 
 @pytest.fixture(scope="session")
 def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Benches]]:
-    """Two laboratories on one Prefect server."""
+    """A laboratory in which two trials can be made side by side."""
     with benches(tmp_path_factory.mktemp("faults"), 2) as made:
         yield made
 
 
 @pytest.fixture(scope="session")
 def lab(places: list[Benches]) -> Laboratory:
-    """One of them."""
+    """The laboratory."""
     return places[0].laboratory
 
 

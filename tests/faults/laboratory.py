@@ -7,10 +7,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from select import select
 
@@ -63,20 +64,28 @@ class Laboratory:
     environment: dict[str, str]
     _process: subprocess.Popen[str]
     _count: int = 0
+    _asking: threading.Lock = field(default_factory=threading.Lock)
 
     def start(self, order: Order) -> Drive:
-        """Start a driver and return at once."""
-        self._count += 1
-        place = self.scratch / f"drive-{self._count}"
+        """Start a driver and return at once. May be called from any thread."""
+        message = order.model_dump()
+        message["environment"] = {"PREFECT_API_URL": self.api, **order.environment}
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps({"place": str(place), "order": order.model_dump()}) + "\n")
-        self._process.stdin.flush()
-        driver, supervision = map(int, self._answer().split())
+        with self._asking:
+            self._count += 1
+            place = self.scratch / f"drive-{self._count}"
+            self._process.stdin.write(json.dumps({"place": str(place), "order": message}) + "\n")
+            self._process.stdin.flush()
+            driver, supervision = map(int, self._answer().split())
         return Drive(order, place, driver, supervision)
 
     def run(self, order: Order) -> Outcome:
         """Start a driver and wait until it and its workers have ended."""
         return self.start(order).outcome()
+
+    def await_warmth(self) -> None:
+        """Wait until drives can be started."""
+        assert self._answer() == "ready"
 
     def _answer(self) -> str:
         assert self._process.stdout is not None
@@ -87,17 +96,31 @@ class Laboratory:
 
 
 @contextmanager
-def laboratory(scratch: Path, server: str | None = None) -> Iterator[Laboratory]:
-    """A laboratory whose files are in `scratch`, on `server` or on a Prefect server of its own."""
+def laboratory(scratch: Path) -> Iterator[Laboratory]:
+    """A laboratory whose files are in `scratch`; its Prefect server and its warm process start side by side."""
     scratch.mkdir(parents=True, exist_ok=True)
-    if server is None:
-        with local_server(scratch / "prefect") as own, laboratory(scratch, own.wait()) as made:
+    environment = _environment(scratch)
+    with local_server(scratch / "prefect") as server, open(scratch / "warm.log", "wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.faults.warm"],
+            cwd=REPOSITORY, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
+        )  # fmt: skip
+        try:
+            made = Laboratory(scratch, server.wait(), environment, process)
+            made.environment["PREFECT_API_URL"] = made.api
+            made.await_warmth()
             yield made
-        return
+        finally:
+            assert process.stdin is not None
+            process.stdin.close()
+            process.kill()
+            process.wait()
+
+
+def _environment(scratch: Path) -> dict[str, str]:
     kept = {name: text for name, text in os.environ.items() if not name.startswith(("PREFECT_", "OVERNIGHT_"))}
-    environment = {
+    return {
         **kept,
-        "PREFECT_API_URL": server,
         "PREFECT_HOME": str(scratch / "home"),
         "PREFECT_LOGGING_LEVEL": "CRITICAL",
         "PREFECT_LOGGING_TO_API_ENABLED": "false",
@@ -110,20 +133,6 @@ def laboratory(scratch: Path, server: str | None = None) -> Iterator[Laboratory]
         "NO_COLOR": "1",
         "COLUMNS": "160",
     }
-    with open(scratch / "warm.log", "wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tests.faults.warm"],
-            cwd=REPOSITORY, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
-        )  # fmt: skip
-    made = Laboratory(scratch, server, environment, process)
-    try:
-        assert made._answer() == "ready"
-        yield made
-    finally:
-        assert process.stdin is not None
-        process.stdin.close()
-        process.send_signal(signal.SIGKILL)
-        process.wait()
 
 
 def shown(order: Order) -> str:

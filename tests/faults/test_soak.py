@@ -9,6 +9,6 @@ from tests.faults.soak import soak
 
 
 def test_killed_workers_change_no_byte(lab: Laboratory, tmp_path: Path) -> None:
-    done = soak(lab, tmp_path, rows=600, every=1.0, seed=0, forked=True)
+    done = soak(lab, tmp_path, rows=240, every=0.7, seed=0, forked=True)
     assert done.problems == []
-    assert done.kills >= 3
+    assert done.kills >= 2
