@@ -1,6 +1,6 @@
 """`python -m tests.faults`: the whole campaign, or one trial replayed.
 
-    python -m tests.faults campaign [--kills N] [--cuts N] [--late N] [--seed N] [--jobs N]
+    python -m tests.faults campaign [--kills N] [--cuts N] [--late N] [--seed N] [--jobs N] [--rows N]
     python -m tests.faults replay SCENARIO MODE POINT SEED [--plant NAME] [--real]
     python -m tests.faults soak [--rows N] [--every SECONDS] [--seed N]
 
@@ -13,41 +13,39 @@ import argparse
 import sys
 import tempfile
 import time
-from collections import Counter
 from pathlib import Path
 
 from tests.faults.campaign import Benches, benches, revealing, run, sample
 from tests.faults.fault import Point
 from tests.faults.plants import PLANTS
 from tests.faults.scenario import INSTANT, REAL, SCENARIOS
-from tests.faults.soak import soak
-from tests.faults.trial import MODES, Trial, Verdict
+from tests.faults.soak import Soak, soak
+from tests.faults.tally import Tally
+from tests.faults.trial import MODES, Trial
 
 SPARE = 10
 """Trials beyond those asked for, since a run may end before it comes to a point."""
 
 
-def campaign(places: list[Benches], asked: dict[str, int], seed: int) -> bool:
-    """Trials of every mode and the planted bugs; whether all is well."""
+def campaign(places: list[Benches], scratch: Path, asked: dict[str, int], given: argparse.Namespace) -> bool:
+    """Trials of every mode, the planted bugs and the soak; whether all is well."""
     started = time.monotonic()
-    trials = sample(places[0], seed, *(count + SPARE if count else 0 for count in asked.values()))
-    verdicts: list[Verdict] = []
+    tally = Tally(asked)
+    for verdict in run(places, [revealing(name) for name in PLANTS]):
+        tally.plants.append(verdict)
+        if not verdict.problems:
+            print(f"NOT FOUND {verdict}", flush=True)
+    trials = sample(places[0], given.seed, *(count + SPARE if count else 0 for count in asked.values()))
     for verdict in run(places, trials):
-        verdicts.append(verdict)
+        tally.verdicts.append(verdict)
         if verdict.problems:
             print(f"VIOLATED {verdict}", flush=True)
-        elif len(verdicts) % 20 == 0:
-            print(f"{len(verdicts)} of {len(trials)} after {time.monotonic() - started:.0f} s", flush=True)
-    reached = Counter(verdict.trial.mode for verdict in verdicts if verdict.reached)
-    violated = Counter(verdict.trial.mode for verdict in verdicts if verdict.problems)
-    for mode, count in asked.items():
-        print(f"{mode}: {reached[mode]} points reached (at least {count} asked), {violated[mode]} violated")
-    missed = [verdict for verdict in run(places, [revealing(name) for name in PLANTS]) if not verdict.problems]
-    for verdict in missed:
-        print(f"NOT FOUND {verdict}")
-    print(f"{len(PLANTS) - len(missed)} of {len(PLANTS)} planted bugs found")
-    print(f"seed {seed}, {time.monotonic() - started:.0f} s")
-    return not violated and not missed and all(reached[mode] >= count for mode, count in asked.items())
+        if len(tally.verdicts) % 20 == 0:
+            print(f"{len(tally.verdicts)} of {len(trials)} after {time.monotonic() - started:.0f} s", flush=True)
+    if given.rows:
+        tally.soak = endure(places[0], scratch, given)
+    print(tally.table(given.seed, time.monotonic() - started))
+    return tally.well
 
 
 def replay(place: Benches, given: argparse.Namespace) -> bool:
@@ -58,11 +56,11 @@ def replay(place: Benches, given: argparse.Namespace) -> bool:
     return verdict.reached and not verdict.problems
 
 
-def endure(place: Benches, scratch: Path, given: argparse.Namespace) -> bool:
-    """The soak; whether it changed nothing."""
+def endure(place: Benches, scratch: Path, given: argparse.Namespace) -> Soak:
+    """The soak, with workers that are started as the program starts them."""
     done = soak(place.laboratory, scratch / "soak", rows=given.rows, every=given.every, seed=given.seed, forked=False)
-    print(f"{done.kills} kills of 4 workers in {done.seconds:.0f} s: {done.problems or 'the same bytes'}")
-    return done.kills > 0 and not done.problems
+    print(f"{done.kills} kills of 4 workers in {done.seconds:.0f} s: {done.problems or 'the same bytes'}", flush=True)
+    return done
 
 
 def parse() -> argparse.Namespace:
@@ -72,7 +70,7 @@ def parse() -> argparse.Namespace:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     whole = commands.add_parser("campaign")
-    for name, count in (("kills", 210), ("cuts", 210), ("late", 6), ("seed", 0), ("jobs", 2)):
+    for name, count in (("kills", 210), ("cuts", 210), ("late", 6), ("jobs", 3)):
         whole.add_argument(f"--{name}", type=int, default=count)
     once = commands.add_parser("replay")
     once.add_argument("scenario", choices=SCENARIOS)
@@ -82,9 +80,10 @@ def parse() -> argparse.Namespace:
     once.add_argument("--plant", choices=[*PLANTS], default="")
     once.add_argument("--real", action="store_true")
     long = commands.add_parser("soak")
-    long.add_argument("--rows", type=int, default=6000)
-    long.add_argument("--every", type=float, default=4.0)
-    long.add_argument("--seed", type=int, default=0)
+    for command in (whole, long):
+        command.add_argument("--rows", type=int, default=3000)  # of the soak; none without it
+        command.add_argument("--every", type=float, default=4.0)
+        command.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
 
 
@@ -95,9 +94,10 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="overnight-faults-") as name, benches(Path(name), jobs) as places:
         if given.command == "campaign":
             asked = {"kill": given.kills, "power": given.cuts, "late": given.late}
-            return 0 if campaign(places, asked, given.seed) else 1
+            return 0 if campaign(places, Path(name), asked, given) else 1
         if given.command == "soak":
-            return 0 if endure(places[0], Path(name), given) else 1
+            done = endure(places[0], Path(name), given)
+            return 0 if done.kills > 0 and not done.problems else 1
         return 0 if replay(places[0], given) else 1
 
 

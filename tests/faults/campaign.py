@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -97,11 +96,6 @@ def revealing(plant: str) -> Trial:
     """The trial that is known to find a planted bug."""
     mode, point = REVEALING[plant]
     return Trial("folder", mode, Point.parse(point), 0, plant)
-
-
-def clear(scratch: Path) -> None:
-    """Remove what earlier campaigns left."""
-    shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _shuffled(places: Benches, scenario: str, mode: str, choose: random.Random) -> list[Point]:

@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from tests.faults.order import Outcome
-from tests.faults.scenario import Scenario
+from tests.faults.scenario import REPLACING, Scenario
 
 PATIENCE_SECONDS = 15.0
 
@@ -46,8 +46,8 @@ def look(scenario: Scenario) -> Seen:
     attempts = frozenset(path.name for path in run.glob("attempts/*"))
     manifest = manifest_path(scenario)
     content = manifest.read_bytes() if manifest.exists() else None
-    if content is not None and scenario.name == "fresh" and not ours(scenario, content):
-        content = None
+    if scenario.name in REPLACING and content == scenario.earlier.read_bytes():
+        content = None  # which is to be replaced
     return Seen(commits, attempts, content)
 
 
@@ -64,10 +64,8 @@ def after_crash(scenario: Scenario, outcome: Outcome) -> Iterator[str]:
     manifest = manifest_path(scenario)
     if manifest.exists():
         yield from files(scenario, json.loads(manifest.read_bytes()))
-    elif scenario.name == "fresh":
-        old = [path for path in scenario.root.glob(".out.*.old-*") if (path / "_manifest.json").exists()]
-        if not old and not scenario.output.exists():
-            yield "I4 the older result is gone before the new one is complete"
+    elif scenario.name in REPLACING and not replaced(scenario) and not scenario.output.exists():
+        yield "I4 the older result is gone before the new one is complete"
 
 
 def ledger(scenario: Scenario) -> Iterator[str]:
@@ -87,7 +85,7 @@ def ledger(scenario: Scenario) -> Iterator[str]:
         shards.add(shard)
         data = run / "shards" / f"{sha256}.parquet"
         if not data.exists():
-            if not (published and manifest.exists()):
+            if not (published and (manifest.exists() or replaced(scenario))):
                 yield f"I3 {path.name} has no data"
         elif hashlib.sha256(data.read_bytes()).hexdigest() != sha256:
             yield f"I3 the data of {path.name} are not those of its hash"
@@ -151,6 +149,11 @@ def files(scenario: Scenario, manifest: dict[str, Any]) -> Iterator[str]:
             yield f"I4 {file['name']} is not the file that the manifest names"
 
 
+def replaced(scenario: Scenario) -> bool:
+    """Whether the older result lies whole beside the output."""
+    return any((path / "_manifest.json").exists() for path in scenario.root.glob(".out.*.old-*"))
+
+
 def published(scenario: Scenario) -> list[dict[str, Any]]:
     """The rows at the output."""
     if scenario.name == "file":
@@ -169,11 +172,3 @@ def manifest_path(scenario: Scenario) -> Path:
     if scenario.name == "file":
         return scenario.output.with_name(f"_{scenario.output.name}.manifest.json")
     return scenario.output / "_manifest.json"
-
-
-def ours(scenario: Scenario, manifest: bytes) -> bool:
-    """Whether a manifest at the output is the run's own, and not that of the older result."""
-    try:
-        return bool(json.loads(manifest)["run"] == json.loads((scenario.run / "run.json").read_bytes())["id"])
-    except FileNotFoundError:
-        return False

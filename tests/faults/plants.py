@@ -149,7 +149,7 @@ def deafen() -> None:
             self._inbox.put(json.loads(text))
 
     engine.child.Mailbox._read = read  # type: ignore[method-assign]
-    engine.child.Mailbox.beat = lambda self, seconds: None  # type: ignore[method-assign]
+    engine.child.Mailbox.beat = lambda *_: None  # type: ignore[method-assign]
     engine.child._watch = os.close
 
 

@@ -11,8 +11,11 @@ from tests.faults.order import Order
 
 MODEL = next(path.parent for path in sorted((Path(__file__).parents[2] / "data" / "models").glob("*/config.json")))
 INSTANT, PACED, REAL = "tests.scale.instant_worker:main", "tests.faults.paced_worker:main", "tasks.worker:main"
+FAILING = "tests.faults.paced_worker:failing"
 ROWS = 100
-SCENARIOS = ("folder", "file", "fresh", "cached")
+SCENARIOS = ("folder", "file", "fresh", "cached", "partial", "retry")
+REPLACING = ("fresh", "partial", "retry")
+DEADLINE = "15s"
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +23,7 @@ class Scenario:
     """One way to run the job below `base`, which holds the input beside the watched folder.
 
     `folder` publishes a folder, `file` one JSONL file, `fresh` replaces an older result, `cached` takes and keeps
-    answers in the cache.
+    answers in the cache, `partial` completes what a deadline has left undone, `retry` computes failed rows again.
     """
 
     name: str
@@ -79,25 +82,40 @@ class Scenario:
     def prepare(self, laboratory: Laboratory) -> None:
         """The input, and what is there before the run that is disturbed."""
         self.write_input()
+        before = self.order()
         if self.name == "fresh":
-            before = self.root / "before"
-            order = self.order()
-            words = list(self.arguments(seed=99))
-            words[words.index("--run-dir") + 1] = str(before)
-            _succeed(laboratory, order.model_copy(update={"arguments": tuple(words)}))
-        if self.name == "cached":
-            other = self.root / "before"
-            words = [*self.arguments(), "--limit", "20"]
-            words[words.index("--run-dir") + 1] = str(other)
-            words[words.index("--output") + 1] = str(self.root / "first")
-            _succeed(laboratory, self.order().model_copy(update={"arguments": tuple(words)}))
+            before = self._elsewhere(self.arguments(seed=99), "--run-dir")
+        elif self.name == "cached":
+            before = self._elsewhere((*self.arguments(), "--limit", "20"), "--run-dir", "--output")
+        elif self.name == "partial":
+            pace = {"FAULTS_FREE": "1", "FAULTS_PACE": "600"}
+            before = self.order("--set", f"schedule.deadline={DEADLINE}", worker=PACED, environment=pace)
+        elif self.name == "retry":
+            before = self.order(worker=FAILING)
+        else:
+            return
+        outcome = laboratory.run(before)
+        assert outcome.status == (3 if self.name == "partial" else 0), outcome.output
+        if self.name in REPLACING:
+            self.earlier.write_bytes((self.output / "_manifest.json").read_bytes())
+
+    def _elsewhere(self, arguments: tuple[str, ...], *options: str) -> Order:
+        words = list(arguments)
+        for option in options:
+            words[words.index(option) + 1] = str(self.root / f"before{option}")
+        return self.order().model_copy(update={"arguments": tuple(words)})
+
+    @property
+    def earlier(self) -> Path:
+        """The manifest of the result that the run replaces."""
+        return self.base / "earlier.json"
 
     @property
     def first(self) -> tuple[str, ...]:
-        """What is added to the command line the first time, and not when the run is resumed."""
-        return ("--fresh",) if self.name == "fresh" else ()
+        """What is added to the command line the first time."""
+        return ("--fresh",) if self.name == "fresh" else self.again
 
-
-def _succeed(laboratory: Laboratory, order: Order) -> None:
-    outcome = laboratory.run(order)
-    assert outcome.status == 0, outcome.output
+    @property
+    def again(self) -> tuple[str, ...]:
+        """What is added when the run is resumed."""
+        return ("--retry-errors",) if self.name == "retry" else ()

@@ -131,9 +131,9 @@ class Bench:
         return True, problems
 
     def _resume(self, trial: Trial) -> Outcome:
-        order = self.scenario.order(plant=trial.plant, seconds=DRIVE_SECONDS)
+        order = self.scenario.order(*self.scenario.again, plant=trial.plant, seconds=DRIVE_SECONDS)
         outcome = self.laboratory.run(order)
-        if outcome.status == 2 and self.scenario.first:
+        if outcome.status == 2 and self.scenario.first != self.scenario.again:
             # Killed before the permission to replace was recorded: the user repeats it.
             outcome = self.laboratory.run(self.scenario.order(*self.scenario.first, plant=trial.plant))
         return outcome
