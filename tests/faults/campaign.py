@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -99,8 +100,14 @@ def revealing(plant: str) -> Trial:
 
 
 def _shuffled(places: Benches, scenario: str, mode: str, choose: random.Random) -> list[Point]:
+    """The points of a scenario, those to be taken first last: every sort of call once before any sort twice."""
     points = list(places.get(scenario).points)
     if mode == "late":
         points = [point for point in points if point.who == "worker" and point.place.startswith(("run/c", "run/s"))]
     choose.shuffle(points)
-    return points
+    seen: Counter[tuple[str, str, str]] = Counter()
+    turns: list[tuple[int, Point]] = []
+    for point in points:
+        turns.append((seen[point[:3]], point))
+        seen[point[:3]] += 1
+    return [point for _, point in sorted(turns, key=lambda turn: turn[0], reverse=True)]

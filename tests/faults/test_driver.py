@@ -16,6 +16,7 @@ import pytest
 from tasks.local_server import local_server
 from tests.faults import checker
 from tests.faults.conftest import Site, Undisturbed
+from tests.faults.full import full
 from tests.faults.laboratory import Laboratory
 from tests.faults.scenario import Scenario
 
@@ -46,8 +47,12 @@ def resumes(lab: Laboratory, scenario: Scenario, expected: dict[str, str]) -> No
 
 @pytest.mark.parametrize(
     "signals",
-    [[signal.SIGTERM], [signal.SIGINT], [signal.SIGINT, signal.SIGINT], [signal.SIGTERM, signal.SIGINT]],
-    ids=["terminated", "interrupted", "interrupted-twice", "terminated-and-interrupted"],
+    [
+        pytest.param([signal.SIGTERM], id="terminated", marks=full),
+        pytest.param([signal.SIGINT], id="interrupted"),
+        pytest.param([signal.SIGINT, signal.SIGINT], id="interrupted-twice", marks=full),
+        pytest.param([signal.SIGTERM, signal.SIGINT], id="terminated-and-interrupted"),
+    ],
 )
 def test_a_signal_drains_the_run(lab: Laboratory, site: Site, undisturbed: Undisturbed, signals: Sequence[int]) -> None:
     scenario = site()
@@ -110,6 +115,7 @@ def test_a_run_that_prefect_believes_crashed_publishes_once(
     assert len(committed(scenario)) == len(list(scenario.run.glob("attempts/*")))
 
 
+@full
 def test_a_run_outlives_its_prefect_server_or_is_resumed(lab: Laboratory, site: Site, undisturbed: Undisturbed) -> None:
     scenario = site()
     with local_server(scenario.base / "prefect") as server:

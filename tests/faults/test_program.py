@@ -12,6 +12,7 @@ import pytest
 
 from tests.faults import checker
 from tests.faults.conftest import Site, Undisturbed
+from tests.faults.full import full
 from tests.faults.laboratory import Laboratory
 from tests.faults.scenario import REAL, Scenario
 
@@ -27,7 +28,7 @@ def overnight(lab: Laboratory, scenario: Scenario, *before: str) -> subprocess.C
 
 
 @pytest.mark.skipif(STRACE is None, reason="strace is not installed; test_sample.py needs nothing that is not")
-@pytest.mark.skipif("FAULTS_FULL" not in os.environ, reason="part of make faults")
+@full
 @pytest.mark.parametrize("call", ["fsync", "link", "linkat", "rename", "unlink", "mkdir"])
 @pytest.mark.parametrize("when", [2, 5])
 def test_killed_by_strace(lab: Laboratory, site: Site, undisturbed: Undisturbed, call: str, when: int) -> None:

@@ -8,7 +8,7 @@ from tests.faults.campaign import Benches, revealing, run, sample
 from tests.faults.plants import PLANTS
 
 SEED = int(os.environ.get("FAULTS_SEED", "1"))
-KILLS, CUTS, LATE = 4, 5, 1
+KILLS, CUTS, LATE = 3, 3, 1
 
 
 def test_a_run_survives_kills_power_cuts_and_late_workers(places: list[Benches]) -> None:
