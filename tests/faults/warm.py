@@ -1,9 +1,8 @@
 """The warm process: everything imported once, then a fork for each drive. `python -m tests.faults.warm`.
 
 Reads one JSON line an order, `{"place": PATH, "order": ORDER}`, and answers with the process ids of the driver
-and of the process that watches it. The outcome
-lies at PATH with the suffix `.driver` when the driver has ended, and `.all` when its workers have; at `.broken` lies
-what went wrong with the watch.
+and of the process that watches it. The outcome lies at PATH with the suffix `.driver` when the driver has ended, and
+`.all` when its workers have; at `.broken` lies what went wrong with the watch.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import json
 import os
 import signal
 import sys
+import time
 import traceback
 from pathlib import Path
 
@@ -21,6 +21,8 @@ IMPORTED = (
     "engine.weights", "engine.child", "tests.faults.paced_worker", "tests.faults.supervision", "prefect.client",
     "rich.live", "data.publish", "transformers", "torch", "duckdb", "pyarrow.parquet",
 )  # fmt: skip
+
+THREADS_SECONDS = 10.0
 
 
 def main() -> None:
@@ -34,7 +36,10 @@ def main() -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
-    if len(threads := _threads()) != 1:  # a fork would have their locks and not them
+    deadline = time.monotonic() + THREADS_SECONDS
+    while len(threads := _threads()) != 1 and time.monotonic() < deadline:  # one that an import has started is ending
+        time.sleep(0.05)
+    if len(threads) != 1:  # a fork would have their locks and not them
         sys.exit(f"threads after the imports: {threads}")
     answers.write("ready\n")
     for line in sys.stdin.buffer:
