@@ -60,7 +60,10 @@ def prepare_output(run: RunFolder, output: OutputSettings, *, fresh: bool = Fals
     if not target.occupied:
         return None
     if foreign := target.foreign():
-        raise InputError(f"{target.name} holds what is no part of a result: {foreign[0]}; choose another --output")
+        raise InputError(
+            f"{target.name} holds what is no part of a result, which --fresh does not replace either: {foreign[0]}; "
+            "move it away, or choose another --output"
+        )
     if fresh:
         publications.permit(run, target)
     if publications.permitted(run, target, target.manifest_digest()) or _begun(run, target, current):

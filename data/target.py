@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Collection
@@ -21,6 +22,7 @@ from data.run_folder import RunFolder, preflight
 from data.staged import staged_digest, staged_sizes
 
 Format = Literal["parquet", "jsonl"]
+_PART = re.compile(r"part-\d{5,}\.(parquet|jsonl)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +127,20 @@ class Target:
         return staged_digest(place or self.path, self._single_name)
 
     def foreign(self) -> list[str]:
-        """What `--fresh` may not replace: nothing here, since all that is at the path is moved aside first."""
-        return []
+        """What is no part of a result, so that `--fresh` may not replace it: files of a user who named the wrong place.
+
+        A single file is one of a result if its manifest lies beside it.
+        """
+        if self.single:
+            return [self.path.name] if self.path.exists() and not self.manifest.exists() else []
+        if not self.path.is_dir():
+            return []
+        with os.scandir(self.path) as entries:
+            return sorted(entry.name for entry in entries if not self._ours(entry))
+
+    def _ours(self, entry: os.DirEntry[str]) -> bool:
+        named = entry.name == self.manifest.name or _PART.fullmatch(entry.name) is not None
+        return named and entry.is_file(follow_symlinks=False)
 
     def path_of(self, name: str) -> str:
         """A data file's path."""

@@ -116,6 +116,7 @@ def prepare(settings: Settings, options: RunOptions, started: datetime, command:
     run = run_id(identity)
     output = settings.output.model_copy(update={"path": settings.output.path.replace("{run}", run)})
     run_path = (options.run_dir or _beside(output.path) / ".overnight" / run).absolute()
+    _check_apart(run_path, output.path)
     day = _remembered_day(run_path, options) or started
     return Job(
         settings=settings,
@@ -274,6 +275,17 @@ def _check_places(settings: Settings) -> None:
         raise InputError(f"output.path {settings.output.path} lies inside input.path {settings.input.path}")
     if target in source.parents:
         raise InputError(f"output.path {settings.output.path} holds input.path {settings.input.path}: choose another")
+
+
+def _check_apart(run_path: Path, output: str) -> None:
+    """Publishing replaces the output as a whole, and deletes from the run folder."""
+    if is_url(output):
+        return
+    run, target = _resolved(str(run_path)), _resolved(output)
+    if run == target or target in run.parents:
+        raise InputError(f"the run folder {run_path} lies inside output.path {output}: choose another --run-dir")
+    if run in target.parents:
+        raise InputError(f"output.path {output} lies inside the run folder {run_path}: choose another --output")
 
 
 def _resolved(path: str) -> PurePath:

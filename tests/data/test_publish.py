@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -344,6 +345,26 @@ def test_another_result_or_foreign_files_are_replaced_only_with_fresh(
     (tmp_path / "out" / "part-00000.parquet").write_text("mine")
     with pytest.raises(InputError, match="is not empty and not a result"):
         second.publish()
+
+
+@pytest.mark.parametrize("name", ["thesis.docx", ".git", "_notes", "part-00000.parquet.bak"])
+def test_files_that_are_no_result_are_not_replaced_with_fresh_either(done: Any, name: str) -> None:
+    done.publish()
+    (done.target / name).mkdir()
+    (done.target / name / "precious").write_text("mine")
+    (done.target / "_manifest.json").unlink()
+    (done.target / "part-00000.parquet").write_text("another result's")
+    with pytest.raises(InputError, match=f"no part of a result.*--fresh.*{re.escape(name)}"):
+        prepare_output(done.run, done.output, fresh=True)
+    assert (done.target / name / "precious").read_text() == "mine"
+
+
+def test_a_file_that_is_no_result_is_not_replaced_with_fresh_either(done: Any) -> None:
+    done.output = settings(done, path=str(done.root / "mine.jsonl"))
+    (done.root / "mine.jsonl").write_text("precious")
+    with pytest.raises(InputError, match=r"no part of a result.*mine\.jsonl"):
+        done.publish(fresh=True)
+    assert (done.root / "mine.jsonl").read_text() == "precious"
 
 
 def test_an_empty_output_folder_is_used(done: Any) -> None:
