@@ -218,11 +218,12 @@ class WorkerPool:
         """Whether a worker's refusal holds for all.
 
         If nobody could load the model, the next one will not either: it is wrong, not unlucky. Where canaries disagree,
-        the run ends once most workers do: then the one that was first may be the one that is wrong.
+        also before any worker is ready, the run ends once most do: then the one that was first may be wrong.
         """
         seat.refused = bool(message.get("canary"))
-        refused = sum(seat.refused for seat in self._seats)
-        return not self._proved or bool(message.get("certain")) or 2 * refused > len(self._seats)
+        if seat.refused and not message.get("certain"):
+            return 2 * sum(seat.refused for seat in self._seats) > len(self._seats)
+        return seat.refused or not self._proved
 
     def _watch(self) -> None:
         now = time.monotonic()

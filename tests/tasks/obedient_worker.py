@@ -52,6 +52,7 @@ def dying(_mailbox: Mailbox) -> None:
 def doubting(mailbox: Mailbox) -> None:
     """A worker whose canaries disagree with those of the first one, which is worker 0 of the pool."""
     if "OVERNIGHT_FIRST" in os.environ:
+        time.sleep(float(os.environ.get("OVERNIGHT_LATE", "0")))
         main(mailbox)
     time.sleep(0.5)
     certain = "OVERNIGHT_CERTAIN" in os.environ

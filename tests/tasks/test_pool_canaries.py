@@ -43,6 +43,16 @@ def test_one_of_three_is_done_without(tmp_path: Path) -> None:
         pool.close()
 
 
+def test_one_that_is_refused_before_any_other_is_ready_ends_nothing(tmp_path: Path) -> None:
+    pool, events = pool_of(tmp_path, 2, 1, OVERNIGHT_LATE="3")
+    try:
+        wait_for_refusals(events, 1)
+        assert not any(event["event"] == "ready" for event in events)
+        assert pool.submit({"id": "a", "do": "work"}).result(60)["event"] == "done"
+    finally:
+        pool.close()
+
+
 @pytest.mark.parametrize(("good", "bad", "certain"), [(1, 2, False), (2, 1, True)])
 def test_most_of_them_or_damaged_files_end_the_run(tmp_path: Path, good: int, bad: int, certain: bool) -> None:
     pool, events = pool_of(tmp_path, good, bad, **({"OVERNIGHT_CERTAIN": "1"} if certain else {}))
