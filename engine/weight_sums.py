@@ -1,8 +1,8 @@
 """A checksum of a model's weights as they lie on the device, exact to the bit.
 
-The bits of each parameter are added up as integers, modulo 2^64, so a single flipped bit changes the sum, whether the
+The bits of each tensor are added up as integers, modulo 2^64, so a single flipped bit changes the sum, whether the
 disk, the page cache, a copy or the device's memory flipped it. It reads the weights once at the speed of memory: 15 GB
-take 5 ms on an H100 and a few seconds on a CPU. A permutation inside one parameter goes unseen; canary answers are for
+take 5 ms on an H100 and a few seconds on a CPU. A permutation inside one tensor goes unseen; canary answers are for
 faults of that sort.
 """
 
@@ -20,9 +20,16 @@ _SHARE = 0.005  # of a worker's time, at most, for looking again
 
 
 def weight_sum(model: nn.Module) -> str:
-    """The checksum over all parameters by name, in hexadecimal."""
+    """The checksum over all weights by name, in hexadecimal.
+
+    Quantized layers keep theirs in buffers, so it takes what a checkpoint would hold: caches of a model are not saved.
+    """
+    tensors: dict[int, tuple[str, Tensor]] = {}
+    for name, tensor in sorted(model.state_dict(keep_vars=True).items()):
+        if isinstance(tensor, Tensor):  # modules may save other things, too
+            tensors.setdefault(id(tensor), (name, tensor))  # tied ones once
     with torch.inference_mode():
-        named = [(name, _sum(parameter)) for name, parameter in sorted(model.named_parameters())]
+        named = [(name, _sum(tensor)) for name, tensor in tensors.values()]
         values = torch.stack([total for _, total in named]).tolist() if named else []
     lines = "".join(f"{name} {value}\n" for (name, _), value in zip(named, values, strict=True))
     return hashlib.sha256(lines.encode()).hexdigest()
@@ -48,9 +55,9 @@ class WeightWatch:
         return same
 
 
-def _sum(parameter: Tensor) -> Tensor:
-    """int64 scalar: the sum of the bits of a parameter, as integers of the widest size that its place allows."""
-    flat = parameter.detach().contiguous().view(-1)
+def _sum(tensor: Tensor) -> Tensor:
+    """int64 scalar: the sum of the bits of a tensor, as integers of the widest size that its place allows."""
+    flat = tensor.detach().contiguous().view(-1)
     size = flat.element_size()
     wide = 8 // size
     if wide > 1 and flat.numel() % wide == 0 and flat.storage_offset() % wide == 0 and flat.data_ptr() % 8 == 0:

@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from engine.fp8 import Fp8Linear
+from engine.int4_linear import Int4Linear
 from engine.weight_sums import WeightWatch, weight_sum
 
 
@@ -44,6 +46,39 @@ def test_views_of_one_tensor_are_told_apart_by_their_bits() -> None:
     before = weight_sum(parts)
     whole[20] += 1
     assert weight_sum(parts) != before
+
+
+def quantized(to_fp8: bool) -> Int4Linear:
+    layer = Int4Linear.of(nn.Linear(64, 16), 32)
+    if to_fp8:
+        layer.to_fp8()
+        assert layer.scale is not None
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("layer", "name"),
+    [
+        *((Fp8Linear.of(nn.Linear(32, 16)), name) for name in ("weight", "scale", "bias")),
+        *((quantized(False), name) for name in ("pairs", "steps", "zeros", "bias")),
+        *((quantized(True), name) for name in ("pairs", "steps", "scale")),
+    ],
+)
+def test_quantized_weights_are_watched_too(layer: nn.Module, name: str) -> None:
+    model = nn.Sequential(nn.Linear(8, 64), layer)
+    before = weight_sum(model)
+    bits = getattr(layer, name).data.view(torch.uint8).view(-1)
+    bits[5] ^= 4
+    assert weight_sum(model) != before
+    bits[5] ^= 4
+    assert weight_sum(model) == before
+
+
+def test_what_the_model_computes_itself_does_not_count() -> None:
+    rotary = model()
+    before = weight_sum(rotary)
+    rotary.register_buffer("inv_freq", torch.arange(4.0), persistent=False)
+    assert weight_sum(rotary) == before
 
 
 def test_the_watch_looks_as_often_as_its_share_allows() -> None:
