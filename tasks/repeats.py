@@ -22,10 +22,12 @@ from engine.request import Completion, Request
 from tasks.likeness import Answer, differs, to_answer
 
 FOLDER = "repeats"
+OUT_OF_MEMORY = "out_of_memory"  # says nothing of how the device computes
 SHARE = 200  # of so many shards one is repeated in part
 _ROWS = 4
 _TOKENS = 8
-_TURNED = 1  # answers of a shard that rounding may turn: batches are different ones
+_TURNED = 1  # answers of a sample that may differ by chance where rounding turns hardly any
+_TURNED_OFTEN = 2  # and where batches of other shapes turn some: rows of one template may do so together
 
 
 @dataclass
@@ -39,8 +41,9 @@ class Repeated:
     def differ(self, exact: bool) -> int:
         """How many answers differ by more than rounding, if that is more than rounding can turn; 0 if not."""
         tokens = _TOKENS if exact else 1
-        count = sum(differs(self.ours[i], theirs, tokens=tokens, exact=exact) for i, theirs in self.theirs.items())
-        return count if count > min(_TURNED, len(self.theirs) - 1) else 0
+        pairs = [(self.ours[i], theirs) for i, theirs in self.theirs.items() if self.ours[i]["error"] != OUT_OF_MEMORY]
+        count = sum(differs(ours, theirs, tokens=tokens, exact=exact) for ours, theirs in pairs)
+        return count if count > (min(_TURNED, len(self.theirs) - 1) if exact else _TURNED_OFTEN) else 0
 
 
 class Repeats:
@@ -58,9 +61,16 @@ class Repeats:
         """Whether rows of a shard are to be left for another worker."""
         return self._wanted and (self._first or int(shard[:12], 16) % SHARE == 0)
 
-    def sample(self, shard: str, requests: Sequence[Request]) -> list[Request]:
-        """The requests of a shard that another worker is to answer again; mostly none."""
+    def sample(self, shard: str, asked: Sequence[Request], answers: Mapping[int, Completion]) -> list[Request]:
+        """The requests of a shard that another worker is to answer again; mostly none.
+
+        Rows with an error are left out: they may have failed at a later token than the repeat gets to, or for want of
+        memory. A sample too small to tell a fault from rounding is not taken.
+        """
         if not self.wants(shard):
+            return []
+        requests = [request for request in asked if answers[request.id].error is None]
+        if len(requests) < (1 if self._exact else _ROWS):
             return []
         self._first = False
         return list(requests[:: max(1, len(requests) // _ROWS)][:_ROWS])

@@ -209,7 +209,7 @@ class Worker:
         """Whether rows of the shard were left for another worker to repeat."""
         if not self._repeats.wants(work.shard.id):
             return False
-        sample = self._repeats.sample(work.shard.id, work.questions())
+        sample = self._repeats.sample(work.shard.id, work.questions(), work.results)
         return self._repeats.leave(work.shard.id, sample, [work.results[request.id] for request in sample])
 
     def _keep(self, work: ShardInProgress, results: pa.Table) -> None:

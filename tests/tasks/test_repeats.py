@@ -36,17 +36,25 @@ def answers(asked: list[Request], shift: int = 0) -> list[Completion]:
     return [Completion(r.id, [int(t) + shift for t in range(20)], "length", prompt_tokens=3) for r in asked]
 
 
+def sampled(repeats: Repeats, shard: str, asked: list[Request], **failed: str) -> list[Request]:
+    """The sample of a shard; failed: error codes by the number of the row."""
+    given = {answer.id: answer for answer in answers(asked)}
+    for row, code in failed.items():
+        given[asked[int(row[1:])].id].error = (code, "x")  # type: ignore[assignment]
+    return repeats.sample(shard, asked, given)
+
+
 def test_the_first_shard_and_then_one_in_many_by_its_id(run: RunFolder) -> None:
     repeats = Repeats(run, wanted=True, exact=True)
-    assert [len(repeats.sample(shard, requests(9))) for shard in (FIRST, OTHER, SHARED, FIRST)] == [4, 0, 4, 0]
-    assert Repeats(run, wanted=False, exact=True).sample(FIRST, requests(9)) == []
-    assert [r.id for r in Repeats(run, wanted=True, exact=True).sample(FIRST, requests(2))] == [7, 8]
+    assert [len(sampled(repeats, shard, requests(9))) for shard in (FIRST, OTHER, SHARED, FIRST)] == [4, 0, 4, 0]
+    assert sampled(Repeats(run, wanted=False, exact=True), FIRST, requests(9)) == []
+    assert [r.id for r in sampled(Repeats(run, wanted=True, exact=True), FIRST, requests(2))] == [7, 8]
 
 
 @pytest.mark.parametrize(("shift", "differ"), [(0, 0), (1, 4)])
 def test_what_one_worker_leaves_another_answers_and_compares(run: RunFolder, shift: int, differ: int) -> None:
     ours, theirs = (Repeats(run, wanted=True, exact=True) for _ in range(2))
-    sample = ours.sample(FIRST, requests(9))
+    sample = sampled(ours, FIRST, requests(9))
     assert ours.leave(FIRST, sample, answers(sample))
     (left,) = (run.path / "repeats").iterdir()
     assert left.stat().st_mode & 0o777 == 0o600
@@ -63,14 +71,41 @@ def test_what_one_worker_leaves_another_answers_and_compares(run: RunFolder, shi
     assert theirs.requests() == [], "it is gone"
 
 
-def test_a_single_answer_that_rounding_may_have_turned_is_no_difference(run: RunFolder) -> None:
-    ours, theirs = (Repeats(run, wanted=True, exact=False) for _ in range(2))
-    sample = ours.sample(FIRST, requests(9))
-    ours.leave(FIRST, sample, answers(sample))
+def test_rows_with_an_error_are_not_repeated(run: RunFolder) -> None:
+    sample = sampled(Repeats(run, wanted=True, exact=True), FIRST, requests(4), r0="nan_logits", r2="out_of_memory")
+    assert [request.id for request in sample] == [8, 10]
+    failed = {f"r{row}": "nan_logits" for row in range(4)}
+    assert sampled(Repeats(run, wanted=True, exact=True), FIRST, requests(4), **failed) == []
+
+
+def test_a_repeat_without_memory_tells_nothing_and_one_that_is_not_a_number_does(run: RunFolder) -> None:
+    for code, differ in (("out_of_memory", 0), ("nan_logits", 4)):
+        assert repeated(run, True, range(4), error=(code, "x")) == differ
+
+
+@pytest.mark.parametrize(("turned", "differ"), [(1, 0), (2, 0), (3, 3), (4, 4)])
+def test_where_rounding_turns_answers_most_of_a_sample_must_differ(run: RunFolder, turned: int, differ: int) -> None:
+    assert repeated(run, False, range(turned)) == differ
+
+
+def test_where_rounding_turns_answers_a_small_sample_is_none(run: RunFolder) -> None:
+    ours = Repeats(run, wanted=True, exact=False)
+    assert sampled(ours, FIRST, requests(3)) == []
+    assert len(sampled(ours, OTHER, requests(9))) == 4, "the first one that is large enough"
+
+
+def repeated(run: RunFolder, exact: bool, turned: range, **fields: Any) -> int:
+    """How many of four answers are told to differ where the repeat's first tokens are others, or `fields` are."""
+    ours, theirs = (Repeats(run, wanted=True, exact=exact) for _ in range(2))
+    sample = sampled(ours, FIRST, requests(9))
+    assert ours.leave(FIRST, sample, answers(sample))
     theirs.ask(FIRST)
     completions = answers(theirs.requests())
-    completions[2].token_ids[0] += 1
-    assert [e["differ"] for c in completions if (e := theirs.take(c)) is not None] == [0]
+    for row in turned:
+        completions[row].token_ids[0] += 1
+        completions[row] = dataclasses.replace(completions[row], **fields)
+    (event,) = [event for completion in completions if (event := theirs.take(completion)) is not None]
+    return int(event["differ"])
 
 
 def completed(**fields: Any) -> dict[str, Any]:
