@@ -42,8 +42,8 @@ class CrossCheck:
     ) -> None:
         """strict: whether a disagreement ends the run; tell: takes events; fail: ends the run."""
         self._folder, self._pool, self._strict, self._tell, self._fail = folder, pool, strict, tell, fail
-        self._left: dict[str, int] = {}  # shard -> the worker that left it
-        self._asked: dict[str, int] = {}  # shard -> the worker that repeats it
+        self._left: dict[str, int] = {}  # sample of a shard -> the worker that left it
+        self._asked: dict[str, int] = {}  # sample -> the worker that repeats it
         self._changed = threading.Condition()
         self.alerts: list[str] = []
 
@@ -52,14 +52,16 @@ class CrossCheck:
         kind = event["event"]
         with self._changed:
             if kind == "done" and event.get("repeat"):
-                self._left[event["shard"]] = event["worker"]
-            elif kind == "died":  # what it was to repeat another one may; what it left is worth repeating still
-                for shard in [shard for shard, worker in self._asked.items() if worker == event["worker"]]:
-                    del self._asked[shard]
+                self._left[event["repeat"]] = event["worker"]
+            elif kind in ("died", "replaced"):  # what it left is worth repeating still
+                for sample in [sample for sample, worker in self._asked.items() if worker == event["worker"]]:
+                    del self._asked[sample]
+                    if kind == "died":  # perhaps of this, and the next worker would die of it too
+                        del self._left[sample]
             elif kind == "repeated":
-                self._left.pop(event["shard"], None)
-                self._asked.pop(event["shard"], None)
-            if kind in ("done", "died", "ready", "repeated"):
+                self._left.pop(event["sample"], None)
+                self._asked.pop(event["sample"], None)
+            if kind in ("done", "died", "replaced", "ready", "repeated"):
                 self._ask()
                 self._changed.notify_all()
         if kind == "repeated" and event["differ"]:
@@ -75,11 +77,11 @@ class CrossCheck:
         shutil.rmtree(self._folder.path / FOLDER, ignore_errors=True)
 
     def _ask(self) -> None:
-        for shard, worker in self._left.items():
-            if shard not in self._asked:
-                asked = self._pool.ask({"repeat": shard}, besides=worker)
+        for sample, worker in self._left.items():
+            if sample not in self._asked:
+                asked = self._pool.ask({"repeat": sample}, besides=worker)
                 if asked is not None:
-                    self._asked[shard] = asked
+                    self._asked[sample] = asked
 
     def _alert(self, event: Mapping[str, Any]) -> None:
         shard = event["shard"]
@@ -87,15 +89,24 @@ class CrossCheck:
             f"worker {event['worker']} answers {event['differ']} of {event['rows']} rows of shard {shard[:12]} "
             "otherwise than the worker that was given it: one of their devices computes wrongly"
         )
+        if self._strict:
+            self._fail(_doubtful(message))  # before anything that may go wrong
         self.alerts.append(message)
         self._tell({"event": "warning", "message": message})
         if self._strict:
-            content = json.dumps({"shard": shard, "message": message}).encode()
-            make_folder(self._folder.path / _DOUBTS, 0o700)
-            write_file(
-                self._folder.tmp, self._folder.path / _DOUBTS / f"{shard}.json", lambda file: file.write(content)
-            )
-            self._fail(_doubtful(message))
+            self._keep(shard, message)
+
+    def _keep(self, shard: str, message: str) -> None:
+        """Keep a resumed run from publishing. On a disk that is full the user has to."""
+        content = json.dumps({"shard": shard, "message": message}).encode()
+        folder = self._folder.path / _DOUBTS
+        try:
+            make_folder(folder, 0o700)
+            write_file(self._folder.tmp, folder / f"{shard}.json", lambda file: file.write(content))
+        except OSError as error:
+            text = f"this could not be recorded ({error}): start the run again with --fresh only, or it is forgotten"
+            self.alerts.append(text)
+            self._tell({"event": "warning", "message": text})
 
 
 def open_checks(folder: RunFolder) -> None:

@@ -29,6 +29,7 @@ from tasks.figures import size as shown
 from tasks.growth import Growth
 from tasks.seat import Event, Given, Seat
 from tasks.shard_queue import ShardQueue, Waiting
+from tasks.trust import WEIGHTS_CHANGED, Faults, free_for_questions, hopeless
 
 TICK_SECONDS = 0.5
 PAUSE_SECONDS = 5.0  # a turn that took longer than this did not happen: the process was stopped, or starved
@@ -88,11 +89,11 @@ class WorkerPool:
         self._on_event = on_event
         self._seats = [Seat(index, retries, Growth(growth)) for index in range(size)]
         self._waiting = ShardQueue()
-        self._draining = self._closed = False
+        self._draining = self._closed = self._poked = False
         self._refusal = ""
         self._proved = False  # a worker has been ready
+        self._faults = Faults()
         self._wake, self._waker = Pipe(duplex=False)
-        self._poked = False
         self._thread = threading.Thread(target=self._serve, name="workers", daemon=True)
         self._thread.start()
 
@@ -118,12 +119,11 @@ class WorkerPool:
         return future
 
     def ask(self, message: Mapping[str, Any], *, besides: int) -> int | None:
-        """Send a message to a ready worker other than `besides`, the one that holds least; its index, None if none is.
+        """Send a message to a worker other than `besides` that is free for it; its index, None if none is.
 
         To be called from `on_event`, that is, in the pool's own thread.
         """
-        others = [seat for seat in self._seats if seat.index != besides and seat.ready]
-        for seat in sorted(others, key=lambda seat: seat.tokens):
+        for seat in free_for_questions(self._seats, besides):
             if seat.child is not None and seat.child.send(message):
                 return seat.index
         return None
@@ -163,9 +163,8 @@ class WorkerPool:
                 child.kill()  # all of them before the first is waited for: a GPU takes a while to be given back
             for child in children:
                 child.end()
-            for seat in self._seats:
-                for _, given in seat.empty():
-                    given.future.set_exception(error)
+            for given in (given for seat in self._seats for _, given in seat.empty()):
+                given.future.set_exception(error)
             self._waiting.fail(error)
 
     def _work(self) -> None:
@@ -201,8 +200,10 @@ class WorkerPool:
             seat.ready = self._proved = True
             seat.refused = False
             seat.growth.begin(seat.child.memory)
-        elif message["event"] == "refused" and self._hopeless(seat, message):
+        elif message["event"] == "refused" and hopeless(self._seats, seat, message, proved=self._proved):
             self._refusal = str(message["message"])
+        elif message.get("code") == WEIGHTS_CHANGED:
+            self._faults.note(seat)
         elif message["event"] == "done":
             given = seat.finish(message["shard"])
             if given is None:
@@ -213,17 +214,6 @@ class WorkerPool:
         elif message["event"] == "failed" and (given := seat.held.pop(message["shard"], None)) is not None:
             given.future.set_exception(ShardFailed(str(message["message"])))
         self._on_event(event)
-
-    def _hopeless(self, seat: Seat, message: Event) -> bool:
-        """Whether a worker's refusal holds for all.
-
-        If nobody could load the model, the next one will not either: it is wrong, not unlucky. Where canaries disagree,
-        also before any worker is ready, the run ends once most do: then the one that was first may be wrong.
-        """
-        seat.refused = bool(message.get("canary"))
-        if seat.refused and not message.get("certain"):
-            return 2 * sum(seat.refused for seat in self._seats) > len(self._seats)
-        return seat.refused or not self._proved
 
     def _watch(self) -> None:
         now = time.monotonic()
@@ -284,17 +274,18 @@ class WorkerPool:
     def _renew(self, seat: Seat) -> None:
         """Replace a worker that holds nothing and whose memory grows without end."""
         assert seat.child is not None
-        grown = f"the memory of worker {seat.index} grew by {shown(seat.growth.grown)} and went on growing"
+        message = f"the memory of worker {seat.index} grew by {shown(seat.growth.grown)} and went on growing; "
+        message += "a new process has taken its place"
         seat.child.end()
         seat.empty()
-        message = f"{grown}; a new process has taken its place"
+        self._on_event({"worker": seat.index, "event": "replaced"})
         self._on_event({"worker": seat.index, "event": "warning", "code": "memory", "message": message})
 
     def _bury(self, seat: Seat, how: str) -> None:
         assert seat.child is not None
-        words, process = seat.child.last_words(), seat.child.pid
+        words = seat.child.last_words()
         message = f"worker {seat.index} ended: {how}" + (f" ({words})" if words else "")
-        for given in self._lose(seat, how, process):
+        for given in self._lose(seat, how, seat.child.pid):
             given.future.set_exception(WorkerDied(message))
 
     def _lose(self, seat: Seat, how: str, process: int | None = None) -> list[Given]:

@@ -32,9 +32,9 @@ _TURNED_OFTEN = 2  # and where batches of other shapes turn some: rows of one te
 
 @dataclass
 class Repeated:
-    """One shard's rows that are being answered again."""
+    """A sample of a shard that is being answered again."""
 
-    shard: str
+    name: str
     theirs: dict[int, Mapping[str, Any]]  # by request id
     ours: dict[int, Answer] = field(default_factory=dict)
 
@@ -75,37 +75,41 @@ class Repeats:
         self._first = False
         return list(requests[:: max(1, len(requests) // _ROWS)][:_ROWS])
 
-    def leave(self, shard: str, sample: Sequence[Request], answers: Sequence[Completion]) -> bool:
-        """Write down a sample with its answers; False if there is none, or no room for it on the disk."""
+    def leave(self, shard: str, attempt: int, sample: Sequence[Request], answers: Sequence[Completion]) -> str | None:
+        """Write down a sample with its answers. Its name, which tells of the attempt that it is from.
+
+        None if there is none, or no room for it on the disk.
+        """
         if not sample:
-            return False
+            return None
+        name = f"{shard}-{attempt}"  # an attempt that was not committed may have left one that nobody compares
         rows = [
             {"request": _to_json(request), "answer": _beginning(answer)}
             for request, answer in zip(sample, answers, strict=True)
         ]
         content = json.dumps(rows).encode()
         try:
-            write_file(self._run.tmp, _path(self._run, shard), lambda file: file.write(content))
+            new = write_file(self._run.tmp, _path(self._run, name), lambda file: file.write(content))
         except OSError:  # the shard's own results are what must be stored; a check that is not made costs nothing
-            return False
-        return True
+            return None
+        return name if new else None
 
-    def ask(self, shard: str) -> None:
-        """Queue a shard whose sample another worker has left."""
-        self._waiting.append(shard)
+    def ask(self, name: str) -> None:
+        """Queue a sample that another worker has left."""
+        self._waiting.append(name)
 
     @property
     def waiting(self) -> bool:
         return bool(self._waiting)
 
     def requests(self) -> list[Request]:
-        """The requests of the next queued shard; empty if its sample is gone."""
-        shard = self._waiting.popleft()
+        """The requests of the next queued sample; empty if it is gone."""
+        name = self._waiting.popleft()
         try:
-            rows = json.loads(_path(self._run, shard).read_bytes())
+            rows = json.loads(_path(self._run, name).read_bytes())
         except (OSError, ValueError):
             return []
-        found = Repeated(shard, {})
+        found = Repeated(name, {})
         requests = []
         for row in rows:
             requests.append(_request(self._next_id, row["request"]))
@@ -115,18 +119,18 @@ class Repeats:
         return requests
 
     def take(self, completion: Completion) -> dict[str, Any] | None:
-        """Take in an answer to one of `requests`; the event to tell once its shard is compared."""
+        """Take in an answer to one of `requests`; the event to tell once its sample is compared."""
         repeated = self._repeated.pop(completion.id)
         repeated.ours[completion.id] = _beginning(completion)
         if len(repeated.ours) < len(repeated.theirs):
             return None
-        _path(self._run, repeated.shard).unlink(missing_ok=True)
-        rows = len(repeated.theirs)
-        return {"event": "repeated", "shard": repeated.shard, "rows": rows, "differ": repeated.differ(self._exact)}
+        _path(self._run, repeated.name).unlink(missing_ok=True)
+        shard, rows, differ = repeated.name.partition("-")[0], len(repeated.theirs), repeated.differ(self._exact)
+        return {"event": "repeated", "shard": shard, "sample": repeated.name, "rows": rows, "differ": differ}
 
 
-def _path(run: RunFolder, shard: str) -> Path:
-    return run.path / FOLDER / f"{shard}.json"
+def _path(run: RunFolder, name: str) -> Path:
+    return run.path / FOLDER / f"{name}.json"
 
 
 def _beginning(completion: Completion) -> Answer:

@@ -201,16 +201,18 @@ class Worker:
                 "lengths": count_lengths([len(c.token_ids) for c in completions if c.error is None]),
                 "seconds": commit.seconds,
                 "attempt": commit.attempt,
-                **({"repeat": True} if left else {}),
+                **({"repeat": left} if left else {}),
             }
         )
 
-    def _leave_sample(self, work: ShardInProgress) -> bool:
-        """Whether rows of the shard were left for another worker to repeat."""
+    def _leave_sample(self, work: ShardInProgress) -> str | None:
+        """Leave rows of the shard for another worker to repeat, if that is its turn: the name of the sample."""
         if not self._repeats.wants(work.shard.id):
-            return False
+            return None
         sample = self._repeats.sample(work.shard.id, work.questions(), work.results)
-        return self._repeats.leave(work.shard.id, sample, [work.results[request.id] for request in sample])
+        return self._repeats.leave(
+            work.shard.id, work.attempt, sample, [work.results[request.id] for request in sample]
+        )
 
     def _keep(self, work: ShardInProgress, results: pa.Table) -> None:
         """Give a committed shard's answers to the cache, before the driver may end this process."""

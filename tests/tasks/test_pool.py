@@ -333,6 +333,7 @@ def test_a_worker_whose_memory_grows_without_end_is_replaced_between_two_shards(
     warned = [event["message"] for event in events if event["event"] == "warning"]
     assert len(warned) == len(set(pids)) - 1
     assert "went on growing" in warned[0]
+    assert sum(event["event"] == "replaced" for event in events) == len(warned), "what it was asked goes to others"
 
 
 def test_a_healthy_worker_is_kept_whatever_it_holds(make_pool: MakePool, events: list[dict[str, Any]]) -> None:

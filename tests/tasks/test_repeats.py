@@ -18,6 +18,8 @@ from tasks.repeats import SHARE, Repeats
 
 FIRST, SHARED, OTHER = "0" * 11 + "1" + "0" * 20, "0" * 9 + f"{SHARE:03x}" + "0" * 20, "0" * 11 + "7" + "0" * 20
 
+SAMPLE = f"{FIRST}-1"
+
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunFolder:
@@ -55,19 +57,19 @@ def test_the_first_shard_and_then_one_in_many_by_its_id(run: RunFolder) -> None:
 def test_what_one_worker_leaves_another_answers_and_compares(run: RunFolder, shift: int, differ: int) -> None:
     ours, theirs = (Repeats(run, wanted=True, exact=True) for _ in range(2))
     sample = sampled(ours, FIRST, requests(9))
-    assert ours.leave(FIRST, sample, answers(sample))
+    assert ours.leave(FIRST, 1, sample, answers(sample))
     (left,) = (run.path / "repeats").iterdir()
     assert left.stat().st_mode & 0o777 == 0o600
-    theirs.ask(FIRST)
+    theirs.ask(SAMPLE)
     again = theirs.requests()
     assert not theirs.waiting
     assert [request.id for request in again] == [-1, -2, -3, -4]
     assert [list(r.prompt) for r in again] == [list(r.prompt) for r in sample]
     assert {(r.max_tokens, r.key) for r in again} == {(8, r.key) for r in sample}
     events = [event for completion in answers(again, shift) if (event := theirs.take(completion)) is not None]
-    assert events == [{"event": "repeated", "shard": FIRST, "rows": 4, "differ": differ}]
+    assert events == [{"event": "repeated", "shard": FIRST, "sample": SAMPLE, "rows": 4, "differ": differ}]
     assert list((run.path / "repeats").iterdir()) == []
-    theirs.ask(FIRST)
+    theirs.ask(SAMPLE)
     assert theirs.requests() == [], "it is gone"
 
 
@@ -98,14 +100,24 @@ def repeated(run: RunFolder, exact: bool, turned: range, **fields: Any) -> int:
     """How many of four answers are told to differ where the repeat's first tokens are others, or `fields` are."""
     ours, theirs = (Repeats(run, wanted=True, exact=exact) for _ in range(2))
     sample = sampled(ours, FIRST, requests(9))
-    assert ours.leave(FIRST, sample, answers(sample))
-    theirs.ask(FIRST)
+    assert ours.leave(FIRST, 1, sample, answers(sample))
+    theirs.ask(SAMPLE)
     completions = answers(theirs.requests())
     for row in turned:
         completions[row].token_ids[0] += 1
         completions[row] = dataclasses.replace(completions[row], **fields)
     (event,) = [event for completion in completions if (event := theirs.take(completion)) is not None]
     return int(event["differ"])
+
+
+def test_an_attempt_that_was_not_committed_leaves_a_sample_in_nobodys_way(run: RunFolder) -> None:
+    ours = Repeats(run, wanted=True, exact=True)
+    sample = sampled(ours, FIRST, requests(9))
+    names = [ours.leave(FIRST, attempt, sample, answers(sample, shift=attempt)) for attempt in (1, 2)]
+    assert names == [SAMPLE, f"{FIRST}-2"]
+    ours.ask(names[1] or "")
+    events = [event for answer in answers(ours.requests(), 2) if (event := ours.take(answer)) is not None]
+    assert [event["differ"] for event in events] == [0]
 
 
 def completed(**fields: Any) -> dict[str, Any]:
@@ -146,16 +158,16 @@ class FakePool:
 def test_the_driver_asks_another_worker_and_judges(run: RunFolder, strict: bool) -> None:
     pool, told, failed = FakePool(), [], []
     check = CrossCheck(run, pool, strict=strict, tell=told.append, fail=failed.append)
-    check.listen({"event": "done", "worker": 0, "shard": FIRST, "repeat": True})
+    check.listen({"event": "done", "worker": 0, "shard": FIRST, "repeat": SAMPLE})
     check.listen({"event": "done", "worker": 0, "shard": OTHER})
     assert pool.sent == [], "nobody else is ready"
     pool.ready = [0, 1, 2]
     check.listen({"event": "ready", "worker": 1})
-    assert pool.sent == [(1, FIRST)]
+    assert pool.sent == [(1, SAMPLE)]
     pool.ready = [0, 2]
-    check.listen({"event": "died", "worker": 1})
-    assert pool.sent == [(1, FIRST), (2, FIRST)]
-    check.listen({"event": "repeated", "worker": 2, "shard": FIRST, "rows": 4, "differ": 3})
+    check.listen({"event": "replaced", "worker": 1})
+    assert pool.sent == [(1, SAMPLE), (2, SAMPLE)]
+    check.listen({"event": "repeated", "worker": 2, "shard": FIRST, "sample": SAMPLE, "rows": 4, "differ": 3})
     check.settle(0.0)
     (alert,) = check.alerts
     assert "worker 2 answers 3 of 4 rows" in alert
@@ -168,3 +180,27 @@ def test_the_driver_asks_another_worker_and_judges(run: RunFolder, strict: bool)
     else:
         assert failed == []
         open_checks(run)
+
+
+def test_a_repeat_whose_worker_dies_is_asked_of_nobody_else(run: RunFolder) -> None:
+    pool = FakePool()
+    pool.ready = [0, 1, 2]
+    events: list[Any] = []
+    check = CrossCheck(run, pool, strict=True, tell=events.append, fail=events.append)
+    check.listen({"event": "done", "worker": 0, "shard": FIRST, "repeat": SAMPLE})
+    assert pool.sent == [(1, SAMPLE)]
+    check.listen({"event": "died", "worker": 1})
+    check.listen({"event": "ready", "worker": 1})
+    assert pool.sent == [(1, SAMPLE)]
+    check.settle(0.0)
+
+
+def test_a_disagreement_ends_the_run_where_it_cannot_be_recorded(run: RunFolder) -> None:
+    told: list[dict[str, Any]] = []
+    failed: list[RunError] = []
+    check = CrossCheck(run, FakePool(), strict=True, tell=told.append, fail=failed.append)
+    (run.path / "doubts").touch()  # no folder can be made of it, as on a full disk
+    check.listen({"event": "repeated", "worker": 2, "shard": FIRST, "sample": SAMPLE, "rows": 4, "differ": 3})
+    assert len(failed) == 1
+    assert "--fresh only" in told[-1]["message"]
+    assert len(check.alerts) == 2
