@@ -40,18 +40,21 @@ class WeightWatch:
 
     def __init__(self, model: nn.Module, clock: Callable[[], float] = time.monotonic) -> None:
         self._model, self._clock = model, clock
+        self.looked = True
+        """Whether the last answer came of a look."""
         began = clock()
         self._sum = weight_sum(model)
-        self._cost, self._looked = clock() - began, clock()
+        self._cost, self._looked_at = clock() - began, clock()
 
     def intact(self) -> bool:
         """False once the weights have changed; True without a look if the last one was a short while ago."""
         began = self._clock()
-        if began - self._looked < self._cost / _SHARE:
+        self.looked = began - self._looked_at >= self._cost / _SHARE
+        if not self.looked:
             return True
         same = weight_sum(self._model) == self._sum
-        self._looked = self._clock()
-        self._cost = self._looked - began
+        self._looked_at = self._clock()
+        self._cost = self._looked_at - began
         return same
 
 

@@ -29,7 +29,8 @@ from tasks.figures import size as shown
 from tasks.growth import Growth
 from tasks.seat import Event, Given, Seat
 from tasks.shard_queue import ShardQueue, Waiting
-from tasks.trust import WEIGHTS_CHANGED, Faults, free_for_questions, hopeless
+from tasks.trust import Faults, free_for_questions, hopeless
+from tasks.weights_guard import WEIGHTS_CHANGED
 
 TICK_SECONDS = 0.5
 PAUSE_SECONDS = 5.0  # a turn that took longer than this did not happen: the process was stopped, or starved
@@ -91,8 +92,7 @@ class WorkerPool:
         self._waiting = ShardQueue()
         self._draining = self._closed = self._poked = False
         self._refusal = ""
-        self._proved = False  # a worker has been ready
-        self._faults = Faults()
+        self._proved, self._faults = False, Faults()  # whether a worker has been ready
         self._wake, self._waker = Pipe(duplex=False)
         self._thread = threading.Thread(target=self._serve, name="workers", daemon=True)
         self._thread.start()

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 
 from tasks.seat import Event, Seat
 
-WEIGHTS_CHANGED = "weights_changed"
-"""Code of a worker's last warning, when its weights in memory are no longer those that it has loaded."""
 _FAULTS = 2  # after which a seat stays empty: the first may be a stray particle, the second is the device
 
 

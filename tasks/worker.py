@@ -10,7 +10,6 @@ An engine that owes a result, or gives one that nobody asked for, mixes rows up:
 
 from __future__ import annotations
 
-import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -32,9 +31,10 @@ from engine.request import Completion, Engine
 from tasks.cache import job_answers
 from tasks.canary import CanaryFailed, Expected, Found, check_canaries, rounds_alike
 from tasks.repeats import Repeats
-from tasks.results import ResultTable
+from tasks.results import ResultTable, odd_rows
 from tasks.settings import Settings
-from tasks.shard_in_progress import WORKER_DIED, ShardInProgress
+from tasks.shard_in_progress import ShardInProgress
+from tasks.weights_guard import WeightsGuard
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from tasks.engines import BuiltEngine
 
 PROGRESS_SECONDS = 0.5
-NAN = "nan_logits"
 
 
 class WorkerOrder(BaseModel):
@@ -86,7 +85,7 @@ class Worker:
         self._told = 0.0
         self._shared = 0.0  # prompt tokens found in the KV cache, up to the last commit
         self._answers = job_answers(order.settings, self._run.identity, table.schema)
-        self._watch = watch
+        self._guard = WeightsGuard(order.worker, watch, mailbox.send)
         self._repeats = Repeats(self._run, wanted=order.others, exact=rounds_alike(order.settings, order.device))
 
     def serve(self) -> None:
@@ -114,7 +113,7 @@ class Worker:
 
     def _repeat(self) -> None:
         """Answer rows of other workers again; where batches depend on their shard alone, while there is none."""
-        alone = self._order.settings.engine.deterministic
+        alone = self._order.settings.engine.shardwise
         while self._repeats.waiting and not (alone and self._engine.has_work):
             self._engine.add(self._repeats.requests())
             while alone and self._engine.has_work:
@@ -169,10 +168,7 @@ class Worker:
             raise MixedUp(f"the engine has no result for {work.missing} sequences of shard {work.shard.id}")
 
     def _finish(self, work: ShardInProgress) -> None:
-        if self._watch is not None and not self._watch.intact():
-            with suppress(OSError, RunError):
-                work.survive()  # the shard is not at fault
-            sys.exit("the model's weights in memory have changed since they were loaded")  # another process tries again
+        self._guard.look(self._shards.values())
         left = self._leave_sample(work)
         completions = work.completions()
         results = self._table.build(completions, work.shard.sequences)
@@ -186,8 +182,10 @@ class Worker:
             seconds=time.monotonic() - work.started,
             shared=int(self._shared - before),
         )
+        self._guard.committed(work.shard.id)
         self._keep(work, results)
-        self._warn(work, completions)
+        for warning in odd_rows(work.shard.id, completions):
+            self._mailbox.send(warning)
         self._tell(at_once=True)
         self._mailbox.send(
             {
@@ -223,14 +221,6 @@ class Worker:
         except OSError as error:  # a full disk costs later runs these answers, and this one nothing
             self._answers = None
             self._mailbox.send({"event": "warning", "message": f"answers are no longer kept in the cache: {error}"})
-
-    def _warn(self, work: ShardInProgress, completions: list[Completion]) -> None:
-        """Say what somebody should look into, since the run goes on without it."""
-        for code, what in ((NAN, "the model gave logits that are not numbers"), (WORKER_DIED, "worker processes died")):
-            found = sum(completion.error is not None and completion.error[0] == code for completion in completions)
-            if found:
-                message = f"{what} for {found} of {len(completions)} sequences of shard {work.shard.id} ({code})"
-                self._mailbox.send({"event": "warning", "code": code, "message": message})
 
     @contextmanager
     def _reported(self, shard: Shard, base: int | None = None) -> Iterator[None]:

@@ -87,7 +87,9 @@ def test_the_watch_looks_as_often_as_its_share_allows() -> None:
     watch = WeightWatch(watched, clock)  # takes a second, so it looks again after 200
     watched[0].weight.data.view(torch.int32)[0, 0] ^= 1
     assert watch.intact(), "looked too soon"
+    assert not watch.looked
     assert not watch.intact()
+    assert watch.looked
 
 
 def test_the_sum_runs_at_the_speed_of_memory() -> None:

@@ -261,3 +261,19 @@ def test_without_any_worker_the_run_fails_and_another_one_finishes_it(bench: Mak
     assert not os.path.exists(lab.job.output_path)
     (lab.root / "broken").unlink()
     lab.results(lab.answer())
+
+
+def test_a_worker_whose_weights_change_in_memory_says_so_and_is_given_up_the_second_time(bench: MakeBench) -> None:
+    lab = bench()
+    (lab.root / "flipped").write_text("0")
+    run = lab.answer()
+    assert all(code is None for _, code in lab.results(run).values())
+    changed = [event for event in lab.events if event.get("code") == "weights_changed"]
+    assert 1 <= len(changed) <= 2, "more than twice nobody trusts a device"
+    assert {event["worker"] for event in changed} == {0}
+    assert all(len(event["shards"]) == 1 for event in changed)
+    assert lab.deaths == ["exit status 1"] * len(changed)
+    shards = [shard.id for shard in run.windows[0].shards]
+    ends = [attempt.end for shard in shards for attempt in read_attempts(lab.folder, shard)]
+    assert "survived" in ends
+    assert "died" not in ends, "no shard is to blame"

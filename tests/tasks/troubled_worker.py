@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from data.checkpoint import Checkpoint
 from engine.child import Mailbox
@@ -80,8 +81,18 @@ class TroubledEngine:
         return Completion(request.id, tokens, finish_reason="stop", prompt_tokens=len(request.prompt), key=request.key)
 
 
+class Watch:
+    """Finds the weights changed when it looks for the first time, at the second shard."""
+
+    looked = False
+
+    def intact(self) -> bool:
+        before, self.looked = self.looked, True
+        return not before
+
+
 def main(mailbox: Mailbox) -> None:
-    """The worker process. A worker whose number is named in a file `broken` ends at its start."""
+    """The worker process. One whose number is in a file `broken` ends at its start; `flipped`: its weights change."""
     order = WorkerOrder.model_validate(mailbox.receive(wait=True))
     folder = Path(os.environ["TROUBLE"])
     broken = folder / "broken"
@@ -90,7 +101,9 @@ def main(mailbox: Mailbox) -> None:
     checkpoint = Checkpoint.open(order.settings.model.path)
     mailbox.send({"event": "ready", "seconds": 0.0, "device": order.device})
     table = ResultTable(order.settings, checkpoint.tokenizer(), None)
-    Worker(mailbox, order, TroubledEngine(folder), table, checkpoint.context_length).serve()
+    flipped = folder / "flipped"
+    watch: Any = Watch() if flipped.exists() and str(order.worker) in flipped.read_text().split() else None
+    Worker(mailbox, order, TroubledEngine(folder), table, checkpoint.context_length, watch).serve()
 
 
 def holding(mailbox: Mailbox) -> None:
