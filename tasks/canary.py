@@ -3,7 +3,7 @@
 Four things are looked at. The small files of the checkpoint, and what they make of the canary texts, are those that the
 driver saw. The bits of the loaded weights have the sum that they had when this checkpoint was loaded before. The engine
 answers the canaries with numbers. And these are the answers that it gave before. "Before" is the first worker of this
-run, which leaves a record in RUN/canaries, and earlier runs on this machine, which left theirs in the user's cache;
+run, which leaves a record in RUN/canaries, and earlier runs on this machine that were completed;
 records are named by all that decides what they hold, versions and the device included, so rounding alone cannot raise
 an alarm.
 
@@ -14,27 +14,22 @@ names the run. That tells whether the files are damaged, and every worker with t
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from data.canary import canary_outline, canary_prompts, differences
 from data.checkpoint import Checkpoint
-from data.digests import user_cache
-from data.durable import make_folder, write_file
 from data.errors import InputError
 from data.run_folder import RunFolder
 from engine.request import Engine, Request, run
-from engine.version import ANSWERS
 from tasks.cache import job_digest
+from tasks.canary_records import Records, key, outvoted, user_records
 from tasks.likeness import Answer, differs, to_answer
 from tasks.settings import Settings
 
-VERSION = 1  # of the canaries and of their records
 _TOKENS = 4
 _TOKENS_ON_GPU = 1  # the prompt's own step gives it, so that no CUDA graph is captured for a canary
 _TURNED = 1  # answers that rounding may turn, where it is not of float32 on a CPU
@@ -47,11 +42,15 @@ class Expected(BaseModel):
 
     outline: dict[str, str] = {}
     machine: str = ""
+    alike: bool = True
+    """Whether all workers have devices of one name, so that they round alike."""
+    worker: int = 0
+    workers: int = 1
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, machine: str) -> Expected:
-        """What workers on a device of this name must find."""
-        return cls(outline=canary_outline(checkpoint), machine=machine)
+    def of(cls, checkpoint: Checkpoint, machine: str, *, alike: bool = True, workers: int = 1) -> Expected:
+        """What workers must find; on a CPU, their device has this name."""
+        return cls(outline=canary_outline(checkpoint), machine=machine, alike=alike, workers=workers)
 
 
 @dataclass(frozen=True)
@@ -63,6 +62,8 @@ class Found:
     weights: str
     """The sum of the loaded weights."""
     device: str
+    machine: str
+    """The name of the device: rounding is compared with that of others of this name."""
 
 
 class CanaryFailed(Exception):
@@ -82,6 +83,8 @@ def check_canaries(run_folder: RunFolder, settings: Settings, expected: Expected
     identity = run_folder.identity
     planned = {"tokenizer": identity["model"]["tokenizer"], "chat template": identity["model"]["template"]}
     names = differences({**planned, **expected.outline, **planned}, canary_outline(found.checkpoint))
+    if names == ["weights"] and _whole(found.checkpoint, identity["model"]):
+        names = []  # touched, copied, or on a mount that numbers its files anew: the bytes are what counts
     if names:
         raise CanaryFailed(
             f"{found.checkpoint.folder} has changed since the run was planned ({', '.join(names)}): put its files "
@@ -97,36 +100,70 @@ def check_canaries(run_folder: RunFolder, settings: Settings, expected: Expected
             f"its weights are damaged, or engine.dtype = {settings.engine.dtype!r} does not suit them",
             certain=False,
         )
+    notices = _compare(run_folder, settings, expected, found, answers)
+    notice = _other_company(user_records(), identity["model"], found)
+    return "; ".join([*notices, *([notice] if notice is not None else [])]) or None
+
+
+def _compare(
+    run_folder: RunFolder, settings: Settings, expected: Expected, found: Found, answers: list[Answer]
+) -> list[str]:
+    """Compare weights and answers with those of the run's first worker and of earlier runs; what the user should know.
+
+    CanaryFailed if they are others.
+    """
+    identity = run_folder.identity
     exact = rounds_alike(settings, found.device)
-    for folder in (run_folder.path / "canaries", user_cache() / "canaries"):
-        record = _Record(folder, run_folder.tmp if folder.is_relative_to(run_folder.path) else folder)
-        before = record.keep(_weights_key(identity, settings, expected, found), {"sum": found.weights})
-        if before is not None and before.get("sum") != found.weights:
-            raise _failed(identity, expected, found, record, "has other bits in its weights than when it was loaded")
-        before = record.keep(_answers_key(identity, expected), {"answers": answers})
-        if before is not None and _disagree(answers, before.get("answers", []), exact):
-            raise _failed(identity, expected, found, record, "answers the canary prompts otherwise than it did")
-    return _other_company(_Record(user_cache() / "canaries", user_cache() / "canaries"), identity["model"], found)
+    compared = {
+        _weights_key(identity, settings, found): {"sum": found.weights},
+        _answers_key(identity, found): {"answers": answers},
+    }
+    notices: list[str] = []
+    ours, cached = Records(run_folder.path / "canaries", run_folder.tmp), user_records()
+    for record in (ours, cached):
+        for name, content in compared.items():
+            before = ours.keep(name, content) if record is ours else cached.read(name)
+            if before is None or not _contradict(content, before, exact):
+                continue
+            _require_whole(identity, found)
+            if record is ours or not outvoted(ours, name, content, expected.worker, expected.workers):
+                raise _failed(found, record, "answers otherwise" if "answers" in content else "has other weights")
+            cached.replace(name, content)
+            notices.append(
+                f"most workers contradict the canaries of earlier runs in {cached.folder}: they are replaced"
+            )
+    return notices
 
 
-def _other_company(record: _Record, digests: Mapping[str, str], found: Found) -> str | None:
+def _contradict(ours: Mapping[str, Any], theirs: Mapping[str, Any], exact: bool) -> bool:
+    if "sum" in ours:
+        return bool(ours["sum"] != theirs.get("sum"))
+    return _disagree(ours["answers"], theirs.get("answers", []), exact)
+
+
+def _other_company(record: Records, digests: Mapping[str, str], found: Found) -> str | None:
     """A warning if the weights were used with another tokenizer or chat template before, and never with these."""
     model = digests["model"][:32]
     company = hashlib.sha256(f"{digests['tokenizer']} {digests['template']}".encode()).hexdigest()[:32]
     if record.keep(f"files-{model}-{company}", digests) is not None:
         return None
-    others = [json.loads(path.read_bytes()) for path in record.folder.glob(f"files-{model}-*.json")]
+    others = [record.read(path.stem) or {} for path in record.folder.glob(f"files-{model}-*.json")]
     names = {"tokenizer": "tokenizer", "template": "chat template"}
-    differ = [text for key, text in names.items() if any(other[key] != digests[key] for other in others)]
+    differ = [
+        text for name, text in names.items() if any(other.get(name, digests[name]) != digests[name] for other in others)
+    ]
     if not differ:
         return None
     return f"the model in {found.checkpoint.folder} was used with another {' and '.join(differ)} before"
 
 
-def rounds_alike(settings: Settings, device: str) -> bool:
-    """Whether rounding never turns an answer, or hardly ever: the same in any batch, or float32 on a CPU."""
+def rounds_alike(settings: Settings, device: str, *, alike: bool = True) -> bool:
+    """Whether rounding never turns an answer, or hardly ever: the same in any batch, or float32 on a CPU.
+
+    `alike`: the devices have one name. Others multiply in another order.
+    """
     if settings.engine.invariant:
-        return True
+        return alike
     plain = settings.model.quantization == "none" and not settings.engine.amp
     return device == "cpu" and settings.engine.dtype == "float32" and plain
 
@@ -152,31 +189,22 @@ def _disagree(ours: Sequence[Answer], theirs: Sequence[Mapping[str, Any]], exact
     return different > (0 if exact else _TURNED)
 
 
-def _weights_key(identity: Mapping[str, Any], settings: Settings, expected: Expected, found: Found) -> str:
+def _weights_key(identity: Mapping[str, Any], settings: Settings, found: Found) -> str:
     """What decides the bits of the loaded weights. Layouts differ between devices, and between versions."""
-    return _key(
+    return key(
         "weights",
         model=identity["model"]["model"],
         dtype=identity["dtype"],
         head=settings.job.kind != "embed",
         device=found.device,
-        machine=expected.machine if found.device != "cpu" else "",
+        machine=found.machine if found.device != "cpu" else "",
     )
 
 
-def _answers_key(identity: Mapping[str, Any], expected: Expected) -> str:
+def _answers_key(identity: Mapping[str, Any], found: Found) -> str:
     """What decides the canaries' answers."""
     batches = identity["max_batch_tokens"]
-    return _key("answers", job=job_digest(identity), machine=expected.machine, batches=batches)
-
-
-def _key(what: str, **deciding: Any) -> str:
-    import torch
-    import transformers
-
-    versions = [VERSION, ANSWERS, torch.__version__, transformers.__version__, _engine_source()]
-    text = json.dumps([what, versions, torch.backends.cpu.get_cpu_capability(), deciding], sort_keys=True)
-    return f"{what}-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
+    return key("answers", job=job_digest(identity), machine=found.machine, batches=batches)
 
 
 def _whole(checkpoint: Checkpoint, planned: Mapping[str, str]) -> bool:
@@ -187,54 +215,22 @@ def _whole(checkpoint: Checkpoint, planned: Mapping[str, str]) -> bool:
         return False
 
 
-def _engine_source() -> str:
-    """A digest of the engine's own files: another version of it may lay weights out, and round, in another way."""
-    import engine
-
-    folder = Path(engine.__path__[0])
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*.py")):
-        digest.update(f"{path.relative_to(folder)} ".encode() + path.read_bytes())
-    return digest.hexdigest()
-
-
-class _Record:
-    """A folder of records, the first of a name winning."""
-
-    def __init__(self, folder: Path, tmp: Path) -> None:
-        self.folder, self._tmp = folder, tmp
-
-    def keep(self, key: str, content: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Record durably what was found under a key; what is there already, if something is.
-
-        A disk that is full, or a home that cannot be written, costs this one comparison only.
-        """
-        path = self.folder / f"{key}.json"
-        try:
-            if not path.exists():
-                make_folder(self.folder, 0o700)
-                if write_file(self._tmp, path, lambda file: file.write(json.dumps(content).encode())):
-                    return None
-            before = json.loads(path.read_bytes())
-        except OSError:
-            return None
-        except ValueError:
-            return {}
-        return before if isinstance(before, dict) else {}
-
-
-def _failed(identity: Mapping[str, Any], expected: Expected, found: Found, record: _Record, what: str) -> CanaryFailed:
-    """The reason that a worker is refused for, after reading the weights' files from end to end."""
-    folder = found.checkpoint.folder
+def _require_whole(identity: Mapping[str, Any], found: Found) -> None:
+    """Raise CanaryFailed if the weights' files, read from end to end, are not those that the run was planned with."""
     if not _whole(found.checkpoint, identity["model"]):
-        return CanaryFailed(
-            f"the weights in {folder} are damaged: their bytes are not those that the run was planned with, although "
-            "their size and time are. Fetch the model again and check the disk",
+        raise CanaryFailed(
+            f"the weights in {found.checkpoint.folder} are damaged: their bytes are not those that the run was planned "
+            "with, although their size and time are. Fetch the model again and check the disk",
             certain=True,
         )
+
+
+def _failed(found: Found, record: Records, what: str) -> CanaryFailed:
+    """The reason that a worker is refused for although the files are whole."""
     return CanaryFailed(
-        f"the model in {folder} {what} on {expected.machine or found.device}, though its files are whole: the memory "
-        f"or the device of this worker is at fault, or of the one that left {record.folder}. Use another device; if it "
-        "is the record that is wrong, delete that folder, and start with --fresh where it is the run's",
+        f"the model in {found.checkpoint.folder} {what} than before on {found.machine or found.device}, though its "
+        "files are whole: the memory or the device of this worker is at fault, or of the one that left "
+        f"{record.folder}. Use another device; if it is the record that is wrong, delete that folder, and start with "
+        "--fresh where it is the run's",
         certain=False,
     )

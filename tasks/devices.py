@@ -59,6 +59,11 @@ def device_name(placement: Placement) -> str:
     return f"{_processor()}, {threads}"
 
 
+def alike(placement: Placement) -> bool:
+    """Whether the devices of all workers have one name."""
+    return placement.device != "cuda" or len({gpu.name for gpu in read_gpus().devices[: placement.workers]}) <= 1
+
+
 def ceilings(placement: Placement, name: str) -> Ceilings:
     """The rates of a worker's device."""
     if placement.device == "cuda":

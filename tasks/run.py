@@ -26,9 +26,10 @@ from data.suspect import alone
 from data.window import Window
 from engine.supervisor import Child
 from tasks.canary import Expected, rounds_alike
+from tasks.canary_records import remember
 from tasks.cross_check import CrossCheck, open_checks
 from tasks.deadline import Deadline
-from tasks.devices import device_name
+from tasks.devices import alike, device_name
 from tasks.display import Display
 from tasks.events import EventLog
 from tasks.growth import growth_limit
@@ -190,7 +191,7 @@ def _at_work(run: OpenRun) -> Iterator[None]:
     for warning in run.job.warnings:
         run.events.tell({"event": "warning", "message": warning})
     run.workers = start_pool(run.job, run.folder, run.events, run.deadline)
-    strict = rounds_alike(run.job.settings, run.job.placement.device)
+    strict = rounds_alike(run.job.settings, run.job.placement.device, alike=alike(run.job.placement))
     run.checks = CrossCheck(run.folder, run.workers, strict=strict, tell=run.events.tell, fail=run.fail)
     run.progress.listen(run.checks.listen)
     ended = {"event": "finished", "state": "interrupted"}
@@ -198,6 +199,7 @@ def _at_work(run: OpenRun) -> Iterator[None]:
         with interruptible(run):
             yield
         ended["state"] = "partial" if run.partial else "completed"
+        remember(run.folder)
     except (RunError, InputError, OSError) as error:
         ended |= {"state": "failed", "message": str(error)}
         raise
@@ -244,7 +246,8 @@ def start_pool(job: Job, folder: RunFolder, events: EventLog, deadline: Deadline
     """The worker processes of a run, each on its own device."""
     logs = folder.path / "workers"
     logs.mkdir(mode=0o700, exist_ok=True)
-    expected = Expected.of(job.checkpoint, device_name(job.placement))
+    placed = job.placement
+    expected = Expected.of(job.checkpoint, device_name(placed), alike=alike(placed), workers=placed.workers)
 
     def start(index: int) -> Child:
         environment = job.placement.environment(index)
@@ -255,7 +258,7 @@ def start_pool(job: Job, folder: RunFolder, events: EventLog, deadline: Deadline
             settings=job.settings,
             device=job.placement.device,
             threads=job.placement.threads,
-            expected=expected,
+            expected=expected.model_copy(update={"worker": index}),
             others=job.placement.workers > 1,
         )
         child.send(order_message(order))

@@ -86,7 +86,8 @@ class Worker:
         self._shared = 0.0  # prompt tokens found in the KV cache, up to the last commit
         self._answers = job_answers(order.settings, self._run.identity, table.schema)
         self._guard = WeightsGuard(order.worker, watch, mailbox.send)
-        self._repeats = Repeats(self._run, wanted=order.others, exact=rounds_alike(order.settings, order.device))
+        exact = rounds_alike(order.settings, order.device, alike=order.expected.alike)
+        self._repeats = Repeats(self._run, wanted=order.others, exact=exact)
 
     def serve(self) -> None:
         """Work until the driver is gone, or the engine has mixed up its results."""
@@ -264,7 +265,8 @@ def build(order: WorkerOrder, warn: Callable[[str], object] | None = None) -> tu
             from tasks.engines import build_engine  # imports transformers, while the weights are read
 
         built = build_engine(settings, checkpoint, order.device, order.threads, weights)
-        found = Found(checkpoint, built.engine, built.weights, order.device)
+        machine = torch.cuda.get_device_name(order.device) if order.device == "cuda" else order.expected.machine
+        found = Found(checkpoint, built.engine, built.weights, order.device, machine)
         notice = check_canaries(RunFolder.open(order.run), settings, order.expected, found)
         if notice is not None and warn is not None:
             warn(notice)

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from data.run_folder import RunFolder
 from engine.supervisor import Child
 from tasks.canary import Expected
+from tasks.canary_records import Records, outvoted, remember
 from tasks.configuration import load_settings
 from tasks.job import Job, RunOptions, prepare
 from tasks.worker import WorkerOrder, order_message
@@ -58,7 +59,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
     """Start a real worker of a job and give its first message."""
     children: list[Child] = []
 
-    def first_message(job: Job, run: str = "run", worker: int = 0) -> dict[str, Any]:
+    def first_message(job: Job, run: str = "run", worker: int = 0, workers: int = 1) -> dict[str, Any]:
         folder = RunFolder.create(tmp_path / run, job.identity)
         log = tmp_path / f"{len(children)}.log"
         child = Child("tasks.worker:main", environment={"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, log=log)
@@ -69,7 +70,9 @@ def start(tmp_path: Path) -> Iterator[Start]:
             settings=job.settings,
             device="cpu",
             threads=1,
-            expected=Expected.of(job.checkpoint, "the machine of the tests"),
+            expected=Expected.of(job.checkpoint, "the machine of the tests", workers=workers).model_copy(
+                update={"worker": worker}
+            ),
         )
         child.send(order_message(order))
         assert wait([child.connection], 120)
@@ -80,6 +83,10 @@ def start(tmp_path: Path) -> Iterator[Start]:
     yield first_message
     for child in children:
         child.end()
+
+
+def completed(run: Path) -> None:
+    remember(RunFolder.open(run))
 
 
 def flip_a_byte(model: Path) -> None:
@@ -110,6 +117,8 @@ def test_a_sound_worker_is_ready_again_and_again(
     }
     job = planned(tmp_path, model, **jobs[kind])
     assert [start(job, run)["event"] for run in ("run", "run", "another")] == ["ready"] * 3
+    assert not list(cache.glob("weights-*")), "a run that is not completed proves nothing to later ones"
+    completed(tmp_path / "run")
     for folder in (tmp_path / "run" / "canaries", tmp_path / "another" / "canaries", cache):
         assert len(list(folder.glob("weights-*"))) == len(list(folder.glob("answers-*"))) == 1
         assert folder.stat().st_mode & 0o777 == 0o700
@@ -129,6 +138,7 @@ def test_a_flipped_byte_between_two_runs_whose_digests_are_remembered(
     start: Start, tmp_path: Path, model: Path
 ) -> None:
     assert start(planned(tmp_path, model))["event"] == "ready"
+    completed(tmp_path / "run")
     flip_a_byte(model)
     job = planned(tmp_path, model)  # the digest is the one that is remembered
     refused = start(job, "another")
@@ -209,3 +219,60 @@ def test_a_cache_that_cannot_be_written_costs_one_comparison_only(
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert start(planned(tmp_path, model))["event"] == "ready"
+
+
+def test_weights_that_were_only_touched_or_copied_are_the_same(start: Start, tmp_path: Path, model: Path) -> None:
+    job = planned(tmp_path, model)
+    path = model / "model.safetensors"
+    shutil.copy(path, tmp_path / "copy")
+    (tmp_path / "copy").rename(path)
+    os.utime(path, ns=(0, 0))
+    assert start(job)["event"] == "ready"
+    flip_a_byte(model)
+    os.utime(path, ns=(1, 1))
+    assert "(weights)" in _refused_after(start, job)
+
+
+def test_most_workers_of_a_run_outvote_a_record_of_the_cache(
+    start: Start, tmp_path: Path, model: Path, cache: Path
+) -> None:
+    job = planned(tmp_path, model)
+    assert start(job)["event"] == "ready"
+    completed(tmp_path / "run")
+    (record,) = cache.glob("weights-*.json")
+    record.write_text('{"sum": "of a load that went wrong"}')
+    refused = start(job, "another", 0, 2)
+    assert (refused["event"], refused["certain"]) == ("refused", False)
+    assert start(job, "another", 0, 2)["event"] == "refused", "a device is not believed more if it is asked twice"
+    warned = start(job, "another", 1, 2)
+    assert warned["event"] == "warning"
+    assert "most workers contradict" in warned["message"]
+    assert start(job, "another", 0, 2)["event"] == "ready"
+
+
+def test_one_worker_never_outvotes(tmp_path: Path) -> None:
+    (tmp_path / "tmp").mkdir()
+    ours = Records(tmp_path / "records", tmp_path / "tmp")
+    assert not outvoted(ours, "weights-a", {"sum": "b"}, 0, 1)
+    assert [outvoted(ours, "weights-c", {"sum": "b"}, worker, 4) for worker in range(4)] == [False, False, True, True]
+
+
+def test_a_damaged_record_in_the_cache_refuses_nobody(start: Start, tmp_path: Path, model: Path, cache: Path) -> None:
+    assert start(planned(tmp_path, model))["event"] == "ready"
+    completed(tmp_path / "run")
+    for path in cache.glob("*.json"):
+        path.write_text("[" if path.name.startswith("weights") else "[1]")
+    (next(iter(cache.glob("files-*"))).parent / "files-x.json").write_text("{}")
+    path = model / "tokenizer.json"
+    path.write_text(path.read_text() + " ")
+    assert start(planned(tmp_path, model), "another")["event"] == "ready"
+
+
+def test_the_cache_keeps_so_many_records(tmp_path: Path) -> None:
+    (tmp_path / "records").mkdir()
+    records = Records(tmp_path / "records", tmp_path / "records")
+    for number in range(5):
+        records.replace(f"answers-{number}", {"a": number})
+        os.utime(tmp_path / "records" / f"answers-{number}.json", (number, number))
+    records.prune(3)
+    assert sorted(path.stem for path in records.folder.iterdir()) == ["answers-2", "answers-3", "answers-4"]
