@@ -114,7 +114,7 @@ def _compare(
     """
     identity = run_folder.identity
     exact = rounds_alike(settings, found.device)
-    compared = {
+    compared: dict[str, dict[str, Any]] = {
         _weights_key(identity, settings, found): {"sum": found.weights},
         _answers_key(identity, found): {"answers": answers},
     }

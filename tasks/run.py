@@ -250,16 +250,15 @@ def start_pool(job: Job, folder: RunFolder, events: EventLog, deadline: Deadline
     expected = Expected.of(job.checkpoint, device_name(placed), alike=alike(placed), workers=placed.workers)
 
     def start(index: int) -> Child:
-        environment = job.placement.environment(index)
-        child = Child(WORKER_TARGET, environment=environment, log=logs / f"{index}.log", beats=True)
+        child = Child(WORKER_TARGET, environment=placed.environment(index), log=logs / f"{index}.log", beats=True)
         order = WorkerOrder(
             worker=index,
             run=folder.path,
             settings=job.settings,
-            device=job.placement.device,
-            threads=job.placement.threads,
+            device=placed.device,
+            threads=placed.threads,
             expected=expected.model_copy(update={"worker": index}),
-            others=job.placement.workers > 1,
+            others=placed.workers > 1,
         )
         child.send(order_message(order))
         return child

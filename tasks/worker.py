@@ -276,8 +276,7 @@ def build(order: WorkerOrder, warn: Callable[[str], object] | None = None) -> tu
 def main(mailbox: Mailbox) -> None:
     """The process: read the order, load the model, work."""
     started = time.monotonic()
-    message = mailbox.receive(wait=True)
-    order = WorkerOrder.model_validate(message)
+    order = WorkerOrder.model_validate(mailbox.receive(wait=True))
     try:
         built, table, context = build(order, lambda text: mailbox.send({"event": "warning", "message": text}))
     except (InputError, ValueError, OSError) as error:
