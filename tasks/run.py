@@ -41,6 +41,7 @@ from tasks.pool import WorkerPool
 from tasks.progress import Progress
 from tasks.rehearsal import Rehearsal
 from tasks.seat import Event
+from tasks.summary import RunReport
 from tasks.worker import WorkerOrder, order_message
 
 WORKER_TARGET = "tasks.worker:main"
@@ -67,6 +68,8 @@ class OpenRun:
     deadline: Deadline | None = field(init=False)
     checks: CrossCheck | None = None
     """Who has rows repeated by another worker; None until there are workers."""
+    report: RunReport | None = None
+    """Of the result, once that is published."""
     failure: RunError | None = None
     """What ended the run, where something other than the user did; the rest is not computed then."""
     _handed: dict[str, Future[Event]] = field(init=False, default_factory=dict)
@@ -198,8 +201,8 @@ def _at_work(run: OpenRun) -> Iterator[None]:
         with interruptible(run):
             yield
         ended["state"] = "partial" if run.partial else "completed"
-    except (RunError, InputError, OSError) as error:
-        ended |= {"state": "failed", "message": str(error)}
+    except Exception as error:
+        ended |= {"state": "failed" if run.report is None else run.report.state, "message": str(error)}
         raise
     finally:
         run.stop(0.0)

@@ -159,13 +159,14 @@ def publish_result(run: OpenRun) -> RunReport:
         hits=run.hits,
     )
     record = run.progress.record
-    return replace(
+    run.report = replace(
         report,
         finish_spread=record.finish_spread,
         prompt_lengths=add(window.lengths for window in run.windows),
         answer_lengths=record.lengths,
         warnings=warnings(run),
     )
+    return run.report
 
 
 def _settle(run: OpenRun) -> None:
