@@ -127,9 +127,16 @@ def publish_result(run: OpenRun) -> RunReport:
     After the deadline the result is a partial one, unless everything was finished by then.
 
     Raises:
-        RunError: the error budget is exceeded, or a committed file is damaged; nothing was published.
+        RunError: the error budget is exceeded, a committed file is damaged, or nothing was answered before the
+            deadline; nothing was published.
     """
     job = run.job
+    if run.partial and not run.ledger.commits():
+        # A partial result is replaced by the complete one alone: without answers it would only be in the way.
+        raise RunError(
+            "the deadline came before anything was answered, so there is no partial result; a deadline must leave time "
+            "to load the model and to finish a shard"
+        )
     if run.late:
         run.stop(0.0)  # a worker that still lived could commit a shard under the eyes of whoever reads the ledger
     else:
