@@ -35,6 +35,7 @@ from tasks.growth import growth_limit
 from tasks.hits import Hits, count_hits
 from tasks.job import Job, cached_answers
 from tasks.open_files import raise_open_files
+from tasks.placement import device_names
 from tasks.places import locked_places
 from tasks.planner import Planner, plan_options
 from tasks.pool import WorkerPool
@@ -42,6 +43,7 @@ from tasks.progress import Progress
 from tasks.rehearsal import Rehearsal
 from tasks.seat import Event
 from tasks.summary import RunReport
+from tasks.turns import Turn, turn_of
 from tasks.worker import WorkerOrder, order_message
 
 WORKER_TARGET = "tasks.worker:main"
@@ -167,6 +169,7 @@ def opened(job: Job) -> Iterator[OpenRun]:
 
     Raises:
         InputError, Held: of `locked_places`.
+        Held: the devices are another run's, and `schedule.overlap` is to refuse.
         InputError: too few files may be open.
     """
     started = time.monotonic()
@@ -177,14 +180,15 @@ def opened(job: Job) -> Iterator[OpenRun]:
         stack.callback(events.close)
         run = OpenRun(job, folder, Ledger(folder), events, progress, None, finished, started)
         if finished is None:
+            turn = stack.enter_context(turn_of(folder.id, job.settings, device_names(job.placement), events.tell))
             stack.enter_context(Display(progress))
-            stack.enter_context(_at_work(run))
+            stack.enter_context(_at_work(run, turn))
         yield run
 
 
 @contextmanager
-def _at_work(run: OpenRun) -> Iterator[None]:
-    """Start the workers; end them however the block ends, with a delay after an interrupt."""
+def _at_work(run: OpenRun, turn: Turn) -> Iterator[None]:
+    """Start the workers at their turn; end them however the block ends, with a delay after an interrupt."""
     open_checks(run.folder)
     run.events.tell(_run_started(run.job, run.folder))
     rehearsal = Rehearsal(run.deadline, run.folder, run.job) if run.deadline is not None else None
@@ -192,7 +196,7 @@ def _at_work(run: OpenRun) -> Iterator[None]:
         run.progress.listen(rehearsal.tell)
     for warning in run.job.warnings:
         run.events.tell({"event": "warning", "message": warning})
-    run.workers = start_pool(run.job, run.folder, run.events, run.deadline)
+    run.workers = start_pool(run.job, run.folder, run.events, run.deadline, turn)
     strict = rounds_alike(run.job.settings, run.job.placement.device)
     run.checks = CrossCheck(run.folder, run.workers, strict=strict, tell=run.events.tell, fail=run.fail)
     run.progress.listen(run.checks.listen)
@@ -243,7 +247,9 @@ def taken_or_opened(job: Job | None) -> Iterator[OpenRun]:
         yield run
 
 
-def start_pool(job: Job, folder: RunFolder, events: EventLog, deadline: Deadline | None) -> WorkerPool:
+def start_pool(
+    job: Job, folder: RunFolder, events: EventLog, deadline: Deadline | None, turn: Turn | None = None
+) -> WorkerPool:
     """The worker processes of a run, each on its own device."""
     logs = folder.path / "workers"
     logs.mkdir(mode=0o700, exist_ok=True)
@@ -276,6 +282,7 @@ def start_pool(job: Job, folder: RunFolder, events: EventLog, deadline: Deadline
         tokens=0 if shardwise else HELD_TOKENS,
         start=start,
         deadline=deadline,
+        turn=turn,
         stall_timeout=job.settings.workers.stall_timeout,
         retries=job.settings.workers.retries,
         growth=growth_limit(psutil.virtual_memory().total, job.placement.workers),
