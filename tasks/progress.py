@@ -276,10 +276,8 @@ class Progress:
     def _on_going_on(self, _event: Event) -> None:
         self.waits_for = None
 
-    def _on_deadline(self, _event: Event) -> None:
-        self.waits_for = None
-
     def _on_publishing(self, _event: Event) -> None:
+        self.waits_for = None
         self.state = "publishing"
 
     def _on_published(self, event: Event) -> None:

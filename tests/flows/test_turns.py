@@ -10,7 +10,7 @@ from tasks.status import run_status
 from tests.flows.conftest import Overnight, messages, program, write_rows
 from tests.flows.test_infer import digest, wait_for
 
-ROWS = 300
+ROWS = 500
 
 
 def test_an_urgent_run_goes_first_and_the_other_one_goes_on(
@@ -18,7 +18,7 @@ def test_an_urgent_run_goes_first_and_the_other_one_goes_on(
 ) -> None:
     source = write_rows(tmp_path / "in.jsonl", list(messages(ROWS)))
     hot = write_rows(tmp_path / "hot.jsonl", list(messages(6)))
-    arguments = ["infer", "--input", source, "--config", config, "--set", "sampling.max_tokens=48"]
+    arguments = ["infer", "--input", source, "--config", config, "--set", "sampling.max_tokens=32"]
     words = program(*arguments, "--output", "patient/out")
     with (
         (tmp_path / "log").open("w") as log,
