@@ -10,7 +10,7 @@ from tasks.status import run_status
 from tests.flows.conftest import Overnight, messages, program, write_rows
 from tests.flows.test_infer import digest, wait_for
 
-ROWS = 500
+ROWS = 250
 
 
 def test_an_urgent_run_goes_first_and_the_other_one_goes_on(
@@ -18,6 +18,7 @@ def test_an_urgent_run_goes_first_and_the_other_one_goes_on(
 ) -> None:
     source = write_rows(tmp_path / "in.jsonl", list(messages(ROWS)))
     hot = write_rows(tmp_path / "hot.jsonl", list(messages(6)))
+    config.write_text(config.read_text().replace("dp_degree = 2", "dp_degree = 1"))  # each start of a worker costs time
     arguments = ["infer", "--input", source, "--config", config, "--set", "sampling.max_tokens=32"]
     words = program(*arguments, "--output", "patient/out")
     with (
@@ -42,7 +43,7 @@ def test_an_urgent_run_goes_first_and_the_other_one_goes_on(
         assert f"process {patient.pid}) to leave the CPU" in said
         assert patient.poll() is None
         assert not (tmp_path / "patient" / "out").exists()
-        assert done < len(list(run.glob("plan/w00000.parquet"))) * status.shards
+        assert done < status.shards
         assert patient.wait(timeout=120) == 0, (tmp_path / "log").read_text()
 
     events = [json.loads(line) for line in (run / "events.jsonl").open()]
