@@ -38,7 +38,7 @@ time.sleep(60)
 
 
 def driver(folder: Path, urgency: int) -> tuple[subprocess.Popen[str], int]:
-    """Another process with a claim, and how many it has to wait for. A program that it starts outlives it for a while."""
+    """Another process with a claim, and how many it has to wait for. A program that it starts outlives it."""
     program = HOLD.format(root=str(Path(__file__).parents[2]), folder=str(folder), urgency=urgency)
     child = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
     assert child.stdout is not None
