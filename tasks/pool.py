@@ -27,9 +27,10 @@ from data.errors import RunError
 from engine.child import BEAT
 from engine.supervisor import Child
 from tasks.deadline import Deadline, OutOfTime
+from tasks.endings import Interrupted, NoWorkers, ShardFailed, WorkerDied
 from tasks.figures import size as shown
 from tasks.growth import Growth
-from tasks.seat import Event, Given, Seat, vacate
+from tasks.seat import Event, Given, Seat, hopeless, vacate
 from tasks.shard_queue import ShardQueue, Waiting
 from tasks.turns import Turn
 
@@ -37,22 +38,6 @@ TICK_SECONDS = 0.5
 PAUSE_SECONDS = 5.0  # a turn that took longer than this did not happen: the process was stopped, or starved
 EXIT_PATIENCE_SECONDS = 5.0
 CLOSE_SECONDS = 60.0  # what it takes to kill and reap every worker, at most
-
-
-class WorkerDied(RunError):
-    """A worker ended while it held a shard; the shard may be tried again."""
-
-
-class ShardFailed(RunError):
-    """A worker could not compute or store a shard; another one would meet the same."""
-
-
-class Interrupted(RunError):
-    """The pool was closed before the shard was finished."""
-
-
-class NoWorkers(RunError):
-    """Workers refuse to start, so that waiting for one is pointless."""
 
 
 class WorkerPool:
@@ -86,19 +71,17 @@ class WorkerPool:
         on_event: Callable[[Event], None],
     ) -> None:
         self._depth, self._tokens, self._start = depth, tokens, start
-        self._stall = stall_timeout
+        self._stall, self._on_event = stall_timeout, on_event
         self._deadline, self._turn = deadline, turn
         self._ours = turn is None
         self.late = False
         """Whether the deadline has ended the work."""
-        self._on_event = on_event
         self._seats = [Seat(index, retries, Growth(growth)) for index in range(size)]
         self._waiting = ShardQueue()
-        self._draining = self._closed = False
+        self._draining = self._closed = self._poked = False
         self._refusal = ""
         self._proved = False  # a worker has been ready
         self._wake, self._waker = Pipe(duplex=False)
-        self._poked = False
         self._thread = threading.Thread(target=self._serve, name="workers", daemon=True)
         self._thread.start()
 
@@ -204,7 +187,7 @@ class WorkerPool:
             seat.ready = self._proved = True
             seat.refused = False
             seat.growth.begin(seat.child.memory)
-        elif message["event"] == "refused" and self._hopeless(seat, message):
+        elif message["event"] == "refused" and hopeless(self._seats, seat, message, self._proved):
             self._refusal = str(message["message"])
         elif message["event"] == "done":
             given = seat.finish(message["shard"])
@@ -216,16 +199,6 @@ class WorkerPool:
         elif message["event"] == "failed" and (given := seat.held.pop(message["shard"], None)) is not None:
             given.future.set_exception(ShardFailed(str(message["message"])))
         self._on_event(event)
-
-    def _hopeless(self, seat: Seat, message: Event) -> bool:
-        """Whether a worker's refusal holds for all.
-
-        If nobody could load the model, the next one will not either: it is wrong, not unlucky. Where canaries disagree,
-        the run ends once most workers do: then the one that was first may be the one that is wrong.
-        """
-        seat.refused = bool(message.get("canary"))
-        refused = sum(seat.refused for seat in self._seats)
-        return not self._proved or bool(message.get("certain")) or 2 * refused > len(self._seats)
 
     def _watch(self) -> None:
         now = time.monotonic()
@@ -259,7 +232,10 @@ class WorkerPool:
         """Leave the devices to a run that goes first, once no shard is in flight, and come back when it has left."""
         self._ours = self._turn is None or self._turn.ours()
         if self._turn is not None and not self._ours and not any(seat.held for seat in self._seats):
+            gone = [seat.index for seat in self._seats if seat.child is not None]
             vacate(self._seats)
+            for index in gone:
+                self._on_event({"worker": index, "event": "left"})
             self._turn.leave()
 
     def _keep_time(self) -> None:

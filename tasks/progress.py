@@ -269,9 +269,10 @@ class Progress:
 
     def _on_waiting(self, event: Event) -> None:
         self.waits_for = other_run(event)
+
+    def _on_left(self, event: Event) -> None:
         self._meter = None  # a rate over the time of waiting would be none
-        for worker in self._workers.values():
-            worker.leave(self._clock())
+        self._worker(event).leave(self._clock())
 
     def _on_going_on(self, _event: Event) -> None:
         self.waits_for = None

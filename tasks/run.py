@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 
-from data.attempts import attempts, read_attempts, record_death
+from data.attempts import attempts, read_attempts
 from data.errors import InputError, RunError
 from data.ledger import Ledger
 from data.manifest import Manifest
@@ -28,6 +28,7 @@ from engine.supervisor import Child
 from tasks.canary import Expected, rounds_alike
 from tasks.cross_check import CrossCheck, open_checks
 from tasks.deadline import Deadline
+from tasks.deaths import record_deaths
 from tasks.devices import device_name
 from tasks.display import Display
 from tasks.events import EventLog
@@ -288,15 +289,6 @@ def start_pool(
         growth=growth_limit(psutil.virtual_memory().total, job.placement.workers),
         on_event=tell,
     )
-
-
-def record_deaths(folder: RunFolder, event: Event, events: EventLog) -> None:
-    """Make a worker's death known to later attempts at the shards that it held, before these are handed out again."""
-    try:
-        for shard in event["shards"]:
-            record_death(folder, shard, event["pid"])
-    except (OSError, RunError) as error:  # it then counts half, as a death that nobody saw
-        events.tell({"event": "warning", "message": f"a worker's death could not be recorded: {error}"})
 
 
 def _run_started(job: Job, folder: RunFolder) -> dict[str, Any]:

@@ -148,3 +148,14 @@ def vacate(seats: Sequence[Seat]) -> list[Given]:
     for child in children:
         child.end()
     return [given for seat in seats for _, given in seat.empty()]
+
+
+def hopeless(seats: Sequence[Seat], seat: Seat, message: Mapping[str, Any], proved: bool) -> bool:
+    """Whether the refusal of a worker holds for all. `proved`: one was ready before.
+
+    If nobody could load the model, the next one will not either: it is wrong, not unlucky. Where canaries disagree, the
+    run ends once most workers do: then the one that was first may be the one that is wrong.
+    """
+    seat.refused = bool(message.get("canary"))
+    refused = sum(seat.refused for seat in seats)
+    return not proved or bool(message.get("certain")) or 2 * refused > len(seats)

@@ -19,8 +19,9 @@ from data.errors import Held
 from engine.supervisor import Child
 from tasks.deadline import FIXED_SECONDS, Deadline, OutOfTime
 from tasks.display import progress_line
+from tasks.endings import Interrupted
 from tasks.milestones import milestone
-from tasks.pool import Interrupted, WorkerPool
+from tasks.pool import WorkerPool
 from tasks.progress import Progress
 from tasks.settings import Settings
 from tasks.turns import Turn, turn_of
@@ -262,6 +263,7 @@ def test_waiting_is_shown() -> None:
     event = {"event": "waiting", "run": "ab12", "process": 7, "urgency": 5, "devices": ["cpu"]}
     progress.tell({"event": "run_started", "run": "cd", "folder": "/run", "workers": 1, "device": "cpu"})
     progress.tell({"event": "started", "worker": 0, "pid": 7})
+    progress.tell({"event": "left", "worker": 0})
     progress.tell(event)
     assert progress.waits_for == "run ab12 (process 7, urgency 5)"
     assert [worker.state for worker in progress.workers] == ["away"]
