@@ -53,10 +53,8 @@ class CrossCheck:
         with self._changed:
             if kind == "done" and event.get("repeat"):
                 self._left[event["shard"]] = event["worker"]
-            elif kind in (
-                "died",
-                "left",
-            ):  # what it was to repeat another one may; what it left is worth repeating still
+            elif kind in ("died", "left"):
+                # What it was to repeat another one may; what it left is worth repeating still.
                 for shard in [shard for shard, worker in self._asked.items() if worker == event["worker"]]:
                     del self._asked[shard]
             elif kind == "repeated":

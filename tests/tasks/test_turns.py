@@ -108,7 +108,7 @@ def test_a_run_gives_way_at_a_shard_border_and_goes_on_later(run: Callable[..., 
     urgent.withdraw()
     assert [future.result(timeout=40)["shard"] for future in futures] == ["s1", "s2", "s3", "s4"]
     assert mine.kinds("yielding", "waiting", "going_on", "died") == ["yielding", "waiting", "going_on"]
-    assert mine.kinds("started") == ["started"] * 4
+    assert mine.kinds("started", "left") == ["started"] * 2 + ["left"] * 2 + ["started"] * 2
 
 
 def test_the_urgent_run_comes_in_between_and_both_finish(run: Callable[..., Run]) -> None:
