@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from data.attempts import record_death
 from data.errors import RunError
 from data.run_folder import RunFolder
@@ -9,7 +11,18 @@ from tasks.events import EventLog
 from tasks.seat import Event
 
 
-def record_deaths(folder: RunFolder, event: Event, events: EventLog) -> None:
+def recording(folder: RunFolder, events: EventLog) -> Callable[[Event], None]:
+    """Tells `events` of what the pool tells, after recording it if it is a death."""
+
+    def tell(event: Event) -> None:
+        if event["event"] == "died":
+            _record(folder, event, events)
+        events.tell(event)
+
+    return tell
+
+
+def _record(folder: RunFolder, event: Event, events: EventLog) -> None:
     """Make a worker's death known to later attempts at the shards that it held, before these are handed out again."""
     try:
         for shard in event["shards"]:

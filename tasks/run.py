@@ -28,7 +28,7 @@ from engine.supervisor import Child
 from tasks.canary import Expected, rounds_alike
 from tasks.cross_check import CrossCheck, open_checks
 from tasks.deadline import Deadline
-from tasks.deaths import record_deaths
+from tasks.deaths import recording
 from tasks.devices import device_name
 from tasks.display import Display
 from tasks.events import EventLog
@@ -271,11 +271,6 @@ def start_pool(
         child.send(order_message(order))
         return child
 
-    def tell(event: Event) -> None:
-        if event["event"] == "died":
-            record_deaths(folder, event, events)
-        events.tell(event)
-
     shardwise = job.settings.engine.shardwise
     return WorkerPool(
         job.placement.workers,
@@ -287,7 +282,7 @@ def start_pool(
         stall_timeout=job.settings.workers.stall_timeout,
         retries=job.settings.workers.retries,
         growth=growth_limit(psutil.virtual_memory().total, job.placement.workers),
-        on_event=tell,
+        on_event=recording(folder, events),
     )
 
 

@@ -26,7 +26,7 @@ def mark(path: Path) -> None:
         descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
     except FileExistsError:
         owner = int(path.read_text() or 0)
-        deadline = time.monotonic() + 2  # its lock goes a moment before it is seen to be dead
+        deadline = time.monotonic() + 20  # its lock goes a moment before it is seen to be dead
         while owner == 0 or (psutil.pid_exists(owner) and psutil.Process(owner).status() != psutil.STATUS_ZOMBIE):
             if time.monotonic() > deadline:
                 raise

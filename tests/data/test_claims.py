@@ -157,7 +157,7 @@ def test_many_drivers_at_once_take_turns(tmp_path: Path, deaths: int) -> None:
     words = [sys.executable, str(Path(__file__).parent / "claiming.py"), str(tmp_path / "claims"), str(tmp_path / "m")]
     drivers = [
         subprocess.Popen(
-            [*words, str(number % 2), "12", str(deaths if number < 4 else 0)],
+            [*words, str(number % 2), "8", str(deaths if number < 4 else 0)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )
         for number in range(8)
@@ -170,7 +170,7 @@ def test_many_drivers_at_once_take_turns(tmp_path: Path, deaths: int) -> None:
         child.stdin.write("\n")
         child.stdin.flush()
     try:
-        ends = [child.communicate(timeout=60) for child in drivers]
+        ends = [child.communicate(timeout=120) for child in drivers]
     finally:
         for child in drivers:
             child.kill()
