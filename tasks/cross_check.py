@@ -53,13 +53,14 @@ class CrossCheck:
         with self._changed:
             if kind == "done" and event.get("repeat"):
                 self._left[event["shard"]] = event["worker"]
-            elif kind == "died":  # what it was to repeat another one may; what it left is worth repeating still
+            elif kind in ("died", "left"):
+                # What it was to repeat another one may; what it left is worth repeating still.
                 for shard in [shard for shard, worker in self._asked.items() if worker == event["worker"]]:
                     del self._asked[shard]
             elif kind == "repeated":
                 self._left.pop(event["shard"], None)
                 self._asked.pop(event["shard"], None)
-            if kind in ("done", "died", "ready", "repeated"):
+            if kind in ("done", "died", "left", "ready", "repeated"):
                 self._ask()
                 self._changed.notify_all()
         if kind == "repeated" and event["differ"]:

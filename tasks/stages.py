@@ -27,11 +27,11 @@ from data.retry import plan_retry
 from data.shards import Shard
 from data.window import Window
 from tasks.deadline import OutOfTime
+from tasks.endings import Interrupted, ShardFailed, WorkerDied
 from tasks.job import results_of
 from tasks.lessons import learn
 from tasks.outcome import manifest_fields, partial_message, published_report, warnings
 from tasks.planner import Planner, plan_options
-from tasks.pool import Interrupted, ShardFailed, WorkerDied
 from tasks.run import OpenRun
 from tasks.summary import RunReport
 

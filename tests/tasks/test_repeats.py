@@ -107,8 +107,9 @@ class FakePool:
         return None
 
 
+@pytest.mark.parametrize("gone", ["died", "left"])
 @pytest.mark.parametrize("strict", [True, False])
-def test_the_driver_asks_another_worker_and_judges(run: RunFolder, strict: bool) -> None:
+def test_the_driver_asks_another_worker_and_judges(run: RunFolder, strict: bool, gone: str) -> None:
     pool, told, failed = FakePool(), [], []
     check = CrossCheck(run, pool, strict=strict, tell=told.append, fail=failed.append)
     check.listen({"event": "done", "worker": 0, "shard": FIRST, "repeat": True})
@@ -118,7 +119,7 @@ def test_the_driver_asks_another_worker_and_judges(run: RunFolder, strict: bool)
     check.listen({"event": "ready", "worker": 1})
     assert pool.sent == [(1, FIRST)]
     pool.ready = [0, 2]
-    check.listen({"event": "died", "worker": 1})
+    check.listen({"event": gone, "worker": 1})
     assert pool.sent == [(1, FIRST), (2, FIRST)]
     check.listen({"event": "repeated", "worker": 2, "shard": FIRST, "rows": 4, "differ": 3})
     check.settle(0.0)
