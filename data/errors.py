@@ -24,7 +24,7 @@ class RunError(RuntimeError):
 
 
 class Held(RuntimeError):
-    """Another driver holds the lock of the run or of the output."""
+    """Another driver holds the lock of the run or of the output, or the devices, which are not to be waited for."""
 
     status: ClassVar[ExitStatus] = ExitStatus.HELD
 

@@ -40,7 +40,7 @@ class ExitStatus(IntEnum):
     )
     HELD = (
         4,
-        "Another process holds the run or the output.",
+        "Another process holds the run or the output; or the devices, with schedule.overlap = 'refuse'.",
         "Wait for it to end, or end it; `overnight status` shows how far it is.",
     )
     INTERRUPTED = (130, "Interrupted by SIGINT or SIGTERM; finished work is kept.", "Run the same command to resume.")

@@ -31,7 +31,7 @@ def locked(path: Path, what: str) -> Iterator[None]:
         yield
     finally:
         # The name may lead elsewhere by now: the folder was set aside, and another driver has locked a new one.
-        if _leads_to(path, descriptor):
+        if leads_to(path, descriptor):
             with suppress(FileNotFoundError):
                 os.unlink(path)
         os.close(descriptor)
@@ -42,7 +42,7 @@ def _acquire(path: Path, what: str) -> int:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _leads_to(path, descriptor):
+            if leads_to(path, descriptor):
                 return descriptor
         except BlockingIOError:
             holder = os.pread(descriptor, 200, 0).decode(errors="replace") or "another process"
@@ -54,7 +54,8 @@ def _acquire(path: Path, what: str) -> int:
         os.close(descriptor)
 
 
-def _leads_to(path: Path, descriptor: int) -> bool:
+def leads_to(path: Path, descriptor: int) -> bool:
+    """Whether the name still is that of the open file."""
     try:
         return os.path.samestat(os.stat(path), os.fstat(descriptor))
     except FileNotFoundError:

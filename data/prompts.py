@@ -239,7 +239,8 @@ class Prompter:
             prompts.ids[row] = np.concatenate([start, scored])[: self._context]
 
     def _refuse_long(self, row: int, prompts: Prompts, length: int | None) -> None:
-        had = "" if length is None else f" of {length:,} tokens"
+        size = "has too many tokens" if length is None else f"has {length:,} tokens"
         limit = self._context if self._scored else self._room
-        message = f"a prompt{had} in a context of {self._context:,}, which leaves it {limit:,}"
+        with_answer = "" if self._scored else " with an answer"
+        message = f"the prompt {size}; at most {limit:,} fit into the model's context of {self._context:,}{with_answer}"
         prompts.refuse(row, Code.PROMPT_TOO_LONG, message)

@@ -251,12 +251,14 @@ def main() -> None:
 def _answer(job: Job, config: Path | None) -> RunReport:
     """Run the flow in this process, on the configured Prefect server or on one of the run's own."""
     from data.errors import InputError, RunError
+    from tasks.outage import outage_report
     from tasks.outcome import failed_report, verified_report
     from tasks.run import OPENED, opened
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     run: OpenRun | None = None
-    failures: tuple[type[Exception], ...] = (RunError, InputError, OSError)
+    ours: tuple[type[Exception], ...] = (RunError, InputError, OSError)
+    failures = ours
     try:
         with ExitStack() as stack:
             run = stack.enter_context(opened(job))
@@ -275,7 +277,7 @@ def _answer(job: Job, config: Path | None) -> RunReport:
     except failures as error:
         if run is None:
             raise
-        return failed_report(run, str(error))
+        return failed_report(run, str(error)) if isinstance(error, ours) else outage_report(run, error)
     except KeyboardInterrupt:
         if run is not None:
             _print(failed_report(run, "finished shards are kept", "interrupted"))

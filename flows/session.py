@@ -36,7 +36,12 @@ def load_flow(name: str, stack: ExitStack, server: LocalServer | None) -> Any:
     with without_collections():
         flow = getattr(import_module(f"flows.{name}"), name)
         from prefect.context import refresh_global_settings_context
-        from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, get_current_settings, temporary_settings
+        from prefect.settings import (
+            PREFECT_CLIENT_MAX_RETRIES,
+            PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+            get_current_settings,
+            temporary_settings,
+        )
 
     if server is not None and get_current_settings().api.url is not None:
         server.end()
@@ -44,6 +49,8 @@ def load_flow(name: str, stack: ExitStack, server: LocalServer | None) -> Any:
         os.environ["PREFECT_API_URL"] = server.wait()
         os.environ["PREFECT_LOGGING_TO_API_ENABLED"] = "false"  # a server that ends with the run keeps no logs
         refresh_global_settings_context()
-        # It would miss no heartbeat either, and a flow waits up to a second for the thread that sends them.
-        stack.enter_context(temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}))
+        # It would miss no heartbeat either, and a flow waits up to a second for the thread that sends them. And where
+        # it is gone it stays so: each request would be tried for a minute.
+        own = {PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None, PREFECT_CLIENT_MAX_RETRIES: 2}
+        stack.enter_context(temporary_settings(own))
     return flow

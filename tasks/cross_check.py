@@ -53,15 +53,15 @@ class CrossCheck:
         with self._changed:
             if kind == "done" and event.get("repeat"):
                 self._left[event["repeat"]] = event["worker"]
-            elif kind in ("died", "replaced"):  # what it left is worth repeating still
+            elif kind in ("died", "left", "replaced"):  # what it left is worth repeating still
                 for sample in [sample for sample, worker in self._asked.items() if worker == event["worker"]]:
                     del self._asked[sample]
                     if kind == "died":  # perhaps of this, and the next worker would die of it too
-                        del self._left[sample]
+                        self._left.pop(sample, None)
             elif kind == "repeated":
                 self._left.pop(event["sample"], None)
                 self._asked.pop(event["sample"], None)
-            if kind in ("done", "died", "replaced", "ready", "repeated"):
+            if kind in ("done", "died", "left", "replaced", "ready", "repeated"):
                 self._ask()
                 self._changed.notify_all()
         if kind == "repeated" and event["differ"]:

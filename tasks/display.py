@@ -119,6 +119,8 @@ def progress_line(progress: Progress) -> str:
         parts.append(f"{duration(eta)} left")
     if progress.outlook is not None:
         parts.append(progress.outlook)
+    if progress.waits_for is not None:
+        return ", ".join([*parts, f"waits for {progress.waits_for}"])
     missing = [worker for worker in progress.workers if worker.state not in ("ready", "running")]
     if missing:
         parts.append(f"{len(missing)} of {plural(progress.workers_expected, 'worker')} not ready")

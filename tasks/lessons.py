@@ -1,7 +1,7 @@
 """What is remembered of a run that ended well: how long its work took on this device, and how long its answers were.
 
-Only runs that one start computed whole, with workers that lived, tell rates. Answers are counted in any case. The
-benchmark on a GPU tells rates too, for every model of the shape that it measured.
+Only runs that one start computed whole, with workers that lived and waited for no other run, tell rates. Answers are
+counted in any case. The benchmark on a GPU tells rates too, for every model of the shape that it measured.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def learn(run: OpenRun) -> None:
         calibration = calibration.with_answers(forecaster.digest, record.lengths, record.tokens)
     planned, spans = Planned.of(run.windows), record.spans
     whole = not run.partial and not run.resumed_rows and not run.job.options.retry_errors
-    if whole and not record.deaths:
+    if whole and not record.deaths and not record.waited:
         outputs = Outputs(record.lengths, record.tokens / answers)
         measured = MeasuredRun(
             version=VERSION,

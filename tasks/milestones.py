@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tasks.figures import clock_time, duration, plural, printable
+from tasks.outlook import devices, other_run
 
 MESSAGE_LENGTH = 400
 
@@ -77,6 +78,18 @@ def _deadline(event: Mapping[str, Any]) -> tuple[str, str]:
     return f"Out of time{': ' if parts else ''}{', '.join(parts)}", "yellow"
 
 
+def _yielding(event: Mapping[str, Any]) -> tuple[str, str]:
+    return f"Makes way for {other_run(event)}: shards in flight are finished first", "yellow"
+
+
+def _waiting(event: Mapping[str, Any]) -> tuple[str, str]:
+    return f"Waits for {other_run(event)} to leave {devices(event['devices'])}", "yellow"
+
+
+def _going_on(_event: Mapping[str, Any]) -> tuple[str, str]:
+    return "The devices are this run's now", "green"
+
+
 def _publishing(event: Mapping[str, Any]) -> tuple[str, str]:
     if event.get("partial"):
         return "Assembling a partial result of what is answered", "yellow"
@@ -108,6 +121,9 @@ _LINES = {
     "refused": _refused,
     "warning": _warning,
     "deadline": _deadline,
+    "yielding": _yielding,
+    "waiting": _waiting,
+    "going_on": _going_on,
     "publishing": _publishing,
     "published": _published,
     "finished": _finished,

@@ -65,6 +65,26 @@ def gpu_handle(visible: str) -> Any:
     return pynvml.nvmlDeviceGetHandleByUUID(visible)
 
 
+def device_names(placement: Placement) -> frozenset[str]:
+    """The devices of the workers by names that every process of this machine gives them."""
+    if placement.device == "cpu":
+        return frozenset({"cpu"})
+    pynvml.nvmlInit()
+    try:
+        handles = map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
+        uuids = [str(pynvml.nvmlDeviceGetUUID(handle)) for handle in handles]
+    finally:
+        pynvml.nvmlShutdown()
+    return frozenset(_uuid(visible, uuids) for visible in placement.gpus)
+
+
+def _uuid(visible: str, uuids: list[str]) -> str:
+    """CUDA takes the beginning of a UUID too. A part of a GPU (MIG) is not in the list, and known by its whole name."""
+    if visible.isdigit():
+        return uuids[int(visible)]
+    return next((uuid for uuid in uuids if uuid.startswith(visible)), visible)
+
+
 def place(settings: Settings) -> Placement:
     """Give each worker a device; fewer workers than asked for where there are fewer devices, with a notice."""
     wanted = settings.workers.dp_degree

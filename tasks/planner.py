@@ -113,6 +113,8 @@ class Planner:
         self._tell_finished(window)
         self._tell_mixed(window)
         self._tell_order(window)
+        if window.last:
+            self._tell_doubtful()
 
     def _watch(self, rows: int, bytes_read: int) -> None:
         """Rows have been read for the plan: is there time to go on? OutOfTime if not."""
@@ -131,6 +133,18 @@ class Planner:
     def _token_seconds(self, window: Window) -> tuple[float, float]:
         """What a token in and one out weigh in the time that is left."""
         return Forecaster(self._job).token_seconds(Planned.of([window]))
+
+    def _tell_doubtful(self) -> None:
+        """An input that holds nothing, or too little that can be asked, is often the wrong one."""
+        rows = sum(window.rows for window in self.windows)
+        wrong = sum(sum(window.errors.values()) for window in self.windows)
+        budget = self._job.settings.output.error_budget
+        if not rows:
+            self._events.tell({"event": "warning", "message": "the input has no rows: the result will be empty"})
+        elif wrong > budget * rows:
+            message = f"{wrong:,} of {plural(rows, 'row')} cannot be asked, more than output.error_budget = {budget:g}"
+            message += ": nothing is published unless that is raised; overnight plan lists them"
+            self._events.tell({"event": "warning", "message": message})
 
     def _tell_mixed(self, window: Window) -> None:
         """JSON columns without one type are published as JSON text, which a reader should hear of."""

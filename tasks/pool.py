@@ -6,8 +6,10 @@ the tail of one does not drain it. A worker that dies, falls silent or makes no 
 used again, and the futures of its shards end in `WorkerDied`: the caller submits them again. One whose memory grows
 without end is replaced between two shards. A seat whose workers die in a row stays empty; the run goes on with the
 others, until none is left. Under a deadline a shard that cannot be finished in time is not handed out, and once nothing
-more can be, or the time is over, the workers are ended and every future that is left ends in `OutOfTime`. What a shard
-is, and what is done when it is finished, is the business of the worker process itself (tasks.worker).
+more can be, or the time is over, the workers are ended and every future that is left ends in `OutOfTime`. When it is
+another run's turn (tasks.turns) no shard is handed out, those in flight end, the workers are dismissed, and new ones go
+on later with the shards that wait. What a shard is, and what is done when it is finished, is the business of the worker
+process itself (tasks.worker).
 """
 
 from __future__ import annotations
@@ -25,33 +27,19 @@ from data.errors import RunError
 from engine.child import BEAT
 from engine.supervisor import Child
 from tasks.deadline import Deadline, OutOfTime
+from tasks.endings import Interrupted, NoWorkers, ShardFailed, WorkerDied
 from tasks.figures import size as shown
 from tasks.growth import Growth
-from tasks.seat import Event, Given, Seat
+from tasks.seat import Event, Given, Seat, vacate
 from tasks.shard_queue import ShardQueue, Waiting
 from tasks.trust import Faults, free_for_questions, hopeless
+from tasks.turns import Turn
 from tasks.weights_guard import WEIGHTS_CHANGED
 
 TICK_SECONDS = 0.5
 PAUSE_SECONDS = 5.0  # a turn that took longer than this did not happen: the process was stopped, or starved
 EXIT_PATIENCE_SECONDS = 5.0
 CLOSE_SECONDS = 60.0  # what it takes to kill and reap every worker, at most
-
-
-class WorkerDied(RunError):
-    """A worker ended while it held a shard; the shard may be tried again."""
-
-
-class ShardFailed(RunError):
-    """A worker could not compute or store a shard; another one would meet the same."""
-
-
-class Interrupted(RunError):
-    """The pool was closed before the shard was finished."""
-
-
-class NoWorkers(RunError):
-    """Workers refuse to start, so that waiting for one is pointless."""
 
 
 class WorkerPool:
@@ -66,6 +54,7 @@ class WorkerPool:
         retries: deaths in a row without a finished shard after which a worker is not started again.
         growth: bytes of memory that a worker may grow by after its start.
         deadline: when work must end; without one it goes on until it is done.
+        turn: when the devices are this run's; without one they always are.
         on_event: told of every message and death, from the pool's thread; must return quickly.
     """
 
@@ -78,16 +67,17 @@ class WorkerPool:
         tokens: float = 0.0,
         growth: float = math.inf,
         deadline: Deadline | None = None,
+        turn: Turn | None = None,
         stall_timeout: float,
         retries: int,
         on_event: Callable[[Event], None],
     ) -> None:
         self._depth, self._tokens, self._start = depth, tokens, start
-        self._stall = stall_timeout
-        self._deadline = deadline
+        self._stall, self._on_event = stall_timeout, on_event
+        self._deadline, self._turn = deadline, turn
+        self._ours = turn is None
         self.late = False
         """Whether the deadline has ended the work."""
-        self._on_event = on_event
         self._seats = [Seat(index, retries, Growth(growth)) for index in range(size)]
         self._waiting = ShardQueue()
         self._draining = self._closed = self._poked = False
@@ -158,18 +148,16 @@ class WorkerPool:
         finally:  # however the loop ends, no process and no unanswered future is left
             error = self._ending() if self._closed else NoWorkers("the pool of workers failed")
             self._closed = True
-            children = [seat.child for seat in self._seats if seat.child is not None]
-            for child in children:
-                child.kill()  # all of them before the first is waited for: a GPU takes a while to be given back
-            for child in children:
-                child.end()
-            for given in (given for seat in self._seats for _, given in seat.empty()):
+            for given in vacate(self._seats):
                 given.future.set_exception(error)
             self._waiting.fail(error)
+            if self._turn is not None:
+                self._turn.end()  # whoever waits for the devices need not wait for the result too
 
     def _work(self) -> None:
         turn = time.monotonic()
         while not self._closed:
+            self._keep_turn()
             self._watch()
             self._dispatch()
             self._keep_time()
@@ -219,7 +207,7 @@ class WorkerPool:
         now = time.monotonic()
         for seat in self._seats:
             if seat.child is None:
-                if now >= seat.restart_at and not seat.gone and self.open:
+                if now >= seat.restart_at and not seat.gone and self.open and self._ours:
                     self._spawn(seat)
             elif (why := seat.overdue(now, self._stall)) is not None:
                 seat.child.end()
@@ -235,13 +223,23 @@ class WorkerPool:
         if self._draining:
             self._waiting.fail(Interrupted("the run was stopped"))
             return
-        while roomy := [seat for seat in self._seats if self._has_room(seat)]:
+        while self._ours and (roomy := [seat for seat in self._seats if self._has_room(seat)]):
             seat = min(roomy, key=lambda seat: len(seat.held))
             room = math.inf if self._deadline is None else self._deadline.room
             given = self._waiting.take(room, alone=not seat.held)
             if given is None:
                 return
             seat.give(given)
+
+    def _keep_turn(self) -> None:
+        """Leave the devices to a run that goes first, once no shard is in flight, and come back when it has left."""
+        self._ours = self._turn is None or self._turn.ours()
+        if self._turn is not None and not self._ours and not any(seat.held for seat in self._seats):
+            gone = [seat.index for seat in self._seats if seat.child is not None]
+            vacate(self._seats)
+            for index in gone:
+                self._on_event({"worker": index, "event": "left"})
+            self._turn.leave()
 
     def _keep_time(self) -> None:
         """End the work once the time is over, or when no worker has any and none that waits can be finished."""

@@ -16,7 +16,7 @@ from datetime import datetime
 from typing import Any
 
 from tasks.meter import Counts, Meter
-from tasks.outlook import against_deadline
+from tasks.outlook import against_deadline, other_run
 from tasks.record import Record
 from tasks.remaining import Remaining
 from tasks.worker_progress import NOTHING, WorkerProgress, WorkerView
@@ -60,6 +60,8 @@ class Progress:
         self.resumed_rows = 0
         self.deadline: datetime | None = None
         self.state = "planning"
+        self.waits_for: str | None = None
+        """The run, in words, that has this one's devices."""
         self.record = Record(clock)
         self._listeners: list[Callable[[Event], None]] = []
 
@@ -135,6 +137,8 @@ class Progress:
         """Seconds until every row is answered at the pace of the last minutes; None while that cannot be said."""
         with self._lock:
             if not self._plan.final or self.state in ("publishing", "published") or self._ended is not None:
+                return None
+            if self.waits_for is not None:
                 return None
             if self._sequences_done >= self._plan.sequences:
                 return 0.0
@@ -263,7 +267,18 @@ class Progress:
     def _on_died(self, event: Event) -> None:
         self._worker(event).die(self._clock())
 
+    def _on_waiting(self, event: Event) -> None:
+        self.waits_for = other_run(event)
+
+    def _on_left(self, event: Event) -> None:
+        self._meter = None  # a rate over the time of waiting would be none
+        self._worker(event).leave(self._clock())
+
+    def _on_going_on(self, _event: Event) -> None:
+        self.waits_for = None
+
     def _on_publishing(self, _event: Event) -> None:
+        self.waits_for = None
         self.state = "publishing"
 
     def _on_published(self, event: Event) -> None:
@@ -271,5 +286,6 @@ class Progress:
         self.state = "published"
 
     def _on_finished(self, event: Event) -> None:
+        self.waits_for = None
         self.state = str(event["state"])
         self._ended = self._clock()

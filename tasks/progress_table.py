@@ -21,9 +21,10 @@ _STYLES: dict[WorkerState, str] = {
     "running": "green",
     "restarting": "yellow",
     "dead": "red",
+    "away": "yellow",
 }
 _PHASES = {"planning": "planning", "starting": "loading model", "publishing": "publishing", "published": "published"}
-_WORDS: dict[WorkerState, str] = {"starting": "loading", "dead": "gone"}
+_WORDS: dict[WorkerState, str] = {"starting": "loading", "dead": "gone", "away": "waits for its turn"}
 
 
 def progress_table(progress: Progress) -> Table:
@@ -42,6 +43,8 @@ def progress_table(progress: Progress) -> Table:
     outlook = progress.outlook
     if outlook is not None:
         table.add_row("", Text(outlook, style="dim"), "", "", "", Text(""), "")
+    if progress.waits_for is not None:
+        table.add_row("", Text(f"waits for {progress.waits_for}", style="yellow"), "", "", "", Text(""), "")
     workers = progress.workers
     if len(workers) <= WORKERS_SHOWN:
         for worker in workers:

@@ -26,6 +26,8 @@ class Record:
         self._ready: dict[int, float] = {}
         self._finished: dict[int, float] = {}
         self.deaths = 0
+        self.waited = False
+        """Whether another run had the devices for a while."""
         self.publishing: float | None = None
         """When the result began to be assembled: later than the last commit where Prefect was not ready yet."""
         self.lengths: tuple[int, ...] = ()
@@ -52,6 +54,8 @@ class Record:
             self.publishing = now
         elif kind == "died":
             self.deaths += 1
+        elif kind == "waiting":
+            self.waited = True
         elif kind == "warning":
             self._warn(str(event["message"]))
         elif kind == "done":

@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 
-from data.attempts import attempts, read_attempts, record_death
+from data.attempts import attempts, read_attempts
 from data.errors import InputError, RunError
 from data.ledger import Ledger
 from data.manifest import Manifest
@@ -29,6 +29,7 @@ from tasks.canary import Expected, rounds_alike
 from tasks.canary_records import remember
 from tasks.cross_check import CrossCheck, open_checks
 from tasks.deadline import Deadline
+from tasks.deaths import recording
 from tasks.devices import alike, device_name
 from tasks.display import Display
 from tasks.events import EventLog
@@ -36,12 +37,15 @@ from tasks.growth import growth_limit
 from tasks.hits import Hits, count_hits
 from tasks.job import Job, cached_answers
 from tasks.open_files import raise_open_files
+from tasks.placement import device_names
 from tasks.places import locked_places
 from tasks.planner import Planner, plan_options
 from tasks.pool import WorkerPool
 from tasks.progress import Progress
 from tasks.rehearsal import Rehearsal
 from tasks.seat import Event
+from tasks.summary import RunReport
+from tasks.turns import Turn, turn_of
 from tasks.worker import WorkerOrder, order_message
 
 WORKER_TARGET = "tasks.worker:main"
@@ -68,6 +72,8 @@ class OpenRun:
     deadline: Deadline | None = field(init=False)
     checks: CrossCheck | None = None
     """Who has rows repeated by another worker; None until there are workers."""
+    report: RunReport | None = None
+    """Of the result, once that is published."""
     failure: RunError | None = None
     """What ended the run, where something other than the user did; the rest is not computed then."""
     _handed: dict[str, Future[Event]] = field(init=False, default_factory=dict)
@@ -165,6 +171,7 @@ def opened(job: Job) -> Iterator[OpenRun]:
 
     Raises:
         InputError, Held: of `locked_places`.
+        Held: the devices are another run's, and `schedule.overlap` is to refuse.
         InputError: too few files may be open.
     """
     started = time.monotonic()
@@ -175,14 +182,15 @@ def opened(job: Job) -> Iterator[OpenRun]:
         stack.callback(events.close)
         run = OpenRun(job, folder, Ledger(folder), events, progress, None, finished, started)
         if finished is None:
+            turn = stack.enter_context(turn_of(folder.id, job.settings, device_names(job.placement), events.tell))
             stack.enter_context(Display(progress))
-            stack.enter_context(_at_work(run))
+            stack.enter_context(_at_work(run, turn))
         yield run
 
 
 @contextmanager
-def _at_work(run: OpenRun) -> Iterator[None]:
-    """Start the workers; end them however the block ends, with a delay after an interrupt."""
+def _at_work(run: OpenRun, turn: Turn) -> Iterator[None]:
+    """Start the workers at their turn; end them however the block ends, with a delay after an interrupt."""
     open_checks(run.folder)
     run.events.tell(_run_started(run.job, run.folder))
     rehearsal = Rehearsal(run.deadline, run.folder, run.job) if run.deadline is not None else None
@@ -190,7 +198,7 @@ def _at_work(run: OpenRun) -> Iterator[None]:
         run.progress.listen(rehearsal.tell)
     for warning in run.job.warnings:
         run.events.tell({"event": "warning", "message": warning})
-    run.workers = start_pool(run.job, run.folder, run.events, run.deadline)
+    run.workers = start_pool(run.job, run.folder, run.events, run.deadline, turn)
     strict = rounds_alike(run.job.settings, run.job.placement.device, alike=alike(run.job.placement))
     run.checks = CrossCheck(run.folder, run.workers, strict=strict, tell=run.events.tell, fail=run.fail)
     run.progress.listen(run.checks.listen)
@@ -200,8 +208,8 @@ def _at_work(run: OpenRun) -> Iterator[None]:
             yield
         ended["state"] = "partial" if run.partial else "completed"
         remember(run.folder)
-    except (RunError, InputError, OSError) as error:
-        ended |= {"state": "failed", "message": str(error)}
+    except Exception as error:
+        ended |= {"state": "failed" if run.report is None else run.report.state, "message": str(error)}
         raise
     finally:
         run.stop(0.0)
@@ -242,7 +250,9 @@ def taken_or_opened(job: Job | None) -> Iterator[OpenRun]:
         yield run
 
 
-def start_pool(job: Job, folder: RunFolder, events: EventLog, deadline: Deadline | None) -> WorkerPool:
+def start_pool(
+    job: Job, folder: RunFolder, events: EventLog, deadline: Deadline | None, turn: Turn | None = None
+) -> WorkerPool:
     """The worker processes of a run, each on its own device."""
     logs = folder.path / "workers"
     logs.mkdir(mode=0o700, exist_ok=True)
@@ -263,11 +273,6 @@ def start_pool(job: Job, folder: RunFolder, events: EventLog, deadline: Deadline
         child.send(order_message(order))
         return child
 
-    def tell(event: Event) -> None:
-        if event["event"] == "died":
-            record_deaths(folder, event, events)
-        events.tell(event)
-
     shardwise = job.settings.engine.shardwise
     return WorkerPool(
         job.placement.workers,
@@ -275,20 +280,12 @@ def start_pool(job: Job, folder: RunFolder, events: EventLog, deadline: Deadline
         tokens=0 if shardwise else HELD_TOKENS,
         start=start,
         deadline=deadline,
+        turn=turn,
         stall_timeout=job.settings.workers.stall_timeout,
         retries=job.settings.workers.retries,
         growth=growth_limit(psutil.virtual_memory().total, job.placement.workers),
-        on_event=tell,
+        on_event=recording(folder, events),
     )
-
-
-def record_deaths(folder: RunFolder, event: Event, events: EventLog) -> None:
-    """Make a worker's death known to later attempts at the shards that it held, before these are handed out again."""
-    try:
-        for shard in event["shards"]:
-            record_death(folder, shard, event["pid"])
-    except (OSError, RunError) as error:  # it then counts half, as a death that nobody saw
-        events.tell({"event": "warning", "message": f"a worker's death could not be recorded: {error}"})
 
 
 def _run_started(job: Job, folder: RunFolder) -> dict[str, Any]:

@@ -8,7 +8,7 @@ progress for the stall limit hangs in its work. Time that this process itself wa
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -138,3 +138,13 @@ class Seat:
         self.held.clear()
         self.child, self.ready = None, False
         return held
+
+
+def vacate(seats: Sequence[Seat]) -> list[Given]:
+    """End every process; what they held is the caller's to fail."""
+    children = [seat.child for seat in seats if seat.child is not None]
+    for child in children:
+        child.kill()  # all of them before the first is waited for: a GPU takes a while to be given back
+    for child in children:
+        child.end()
+    return [given for seat in seats for _, given in seat.empty()]

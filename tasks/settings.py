@@ -47,6 +47,15 @@ class ScheduleSettings(Section):
         None, description="A column with a number, or an expression over columns; higher values are answered first."
     )
 
+    urgency: int = Field(
+        0, description="Of runs that want the same devices of a machine the more urgent one has them first."
+    )
+    overlap: Literal["wait", "refuse", "share"] | None = Field(
+        None,
+        description="What to do while a run of the same urgency has the devices: wait, refuse to start, or share them "
+        "if that one shares too. If not set, wait for GPUs and share a CPU.",
+    )
+
     @field_validator("deadline")
     @classmethod
     def _is_a_time(cls, deadline: str | None) -> str | None:

@@ -27,11 +27,11 @@ from data.retry import plan_retry
 from data.shards import Shard
 from data.window import Window
 from tasks.deadline import OutOfTime
+from tasks.endings import Interrupted, ShardFailed, WorkerDied
 from tasks.job import results_of
 from tasks.lessons import learn
 from tasks.outcome import manifest_fields, partial_message, published_report, warnings
 from tasks.planner import Planner, plan_options
-from tasks.pool import Interrupted, ShardFailed, WorkerDied
 from tasks.run import OpenRun
 from tasks.summary import RunReport
 
@@ -127,9 +127,16 @@ def publish_result(run: OpenRun) -> RunReport:
     After the deadline the result is a partial one, unless everything was finished by then.
 
     Raises:
-        RunError: the error budget is exceeded, or a committed file is damaged; nothing was published.
+        RunError: the error budget is exceeded, a committed file is damaged, or nothing was answered before the
+            deadline; nothing was published.
     """
     job = run.job
+    if run.partial and not run.ledger.commits():
+        # A partial result is replaced by the complete one alone: without answers it would only be in the way.
+        raise RunError(
+            "the deadline came before anything was answered, so there is no partial result; a deadline must leave time "
+            "to load the model and to finish a shard"
+        )
     if run.late:
         run.stop(0.0)  # a worker that still lived could commit a shard under the eyes of whoever reads the ledger
     else:
@@ -159,13 +166,14 @@ def publish_result(run: OpenRun) -> RunReport:
         hits=run.hits,
     )
     record = run.progress.record
-    return replace(
+    run.report = replace(
         report,
         finish_spread=record.finish_spread,
         prompt_lengths=add(window.lengths for window in run.windows),
         answer_lengths=record.lengths,
         warnings=warnings(run),
     )
+    return run.report
 
 
 def _settle(run: OpenRun) -> None:

@@ -40,7 +40,8 @@ class Status:
     folder: str
     run_id: str
     state: str
-    """running, completed, partial, failed, interrupted, or stopped: the driver is gone without a word."""
+    """running, waiting (for its turn on the devices), completed, partial, failed, interrupted, or stopped: the driver
+    is gone without a word."""
     holder: str | None
     rows: int
     rows_final: bool
@@ -56,6 +57,8 @@ class Status:
     eta_seconds: float | None
     outlook: str | None
     """How the run stands to its deadline, while it is at work and has one."""
+    waits_for: str | None
+    """The run, in words, that has this one's devices."""
     workers: tuple[WorkerView, ...]
     last_event: str | None
     last_event_age: float | None
@@ -93,7 +96,7 @@ def run_status(folder: Path | None) -> Status:
     return Status(
         folder=str(run.path),
         run_id=run.id,
-        state="running" if holder else _ending(events, output),
+        state=("waiting" if progress.waits_for else "running") if holder else _ending(events, output),
         holder=holder,
         rows=sum(window.rows for window in windows),
         rows_final=bool(windows) and windows[-1].last,
@@ -108,6 +111,7 @@ def run_status(folder: Path | None) -> Status:
         output_rate=output_rate,
         eta_seconds=eta,
         outlook=_outlook(progress, windows, done, eta) if holder else None,
+        waits_for=progress.waits_for if holder else None,
         workers=progress.workers if holder else (),
         last_event=str(last["event"]) if last else None,
         last_event_age=max(0.0, time.time() - event_time(last)) if last else None,

@@ -60,6 +60,8 @@ def _lines(status: Status) -> list[tuple[str, Text]]:
     if status.hits.static or status.hits.predicted_tokens:
         found = [f"{status.hits.cached:,} of earlier runs", f"{status.hits.folded:,} equal prompts"]
         lines.append(("Hits", Text(f"{', '.join(found)}; {100 * status.hits.rate:.1f} % of the prompt tokens")))
+    if status.waits_for is not None:
+        lines.append(("Waits", Text(f"for {printable(status.waits_for)}", "yellow")))
     if status.row_rate:
         lines.append(
             ("Pace", Text(f"{short(status.row_rate)} rows and {short(status.output_rate)} tokens out a second"))

@@ -7,7 +7,7 @@ from typing import Literal
 
 from tasks.meter import Counts, Meter
 
-WorkerState = Literal["starting", "ready", "running", "restarting", "dead"]
+WorkerState = Literal["starting", "ready", "running", "restarting", "dead", "away"]
 
 RESTART_PATIENCE_SECONDS = 60.0  # the pool waits at most 30 s before it starts a worker again
 NOTHING: Counts = (0.0, 0.0, 0.0)  # sequences, input tokens, output tokens
@@ -74,6 +74,11 @@ class WorkerProgress:
         self.start(now)
         self._state = "restarting"
         self.deaths += 1
+
+    def leave(self, now: float) -> None:
+        """The process was ended in good order, with nothing in its hands; another one comes later."""
+        self.start(now)
+        self._state = "away"
 
     @property
     def loaded(self) -> bool:

@@ -170,7 +170,7 @@ def test_template_errors_do_not_show_the_row() -> None:
 
 def test_a_prompt_too_long_says_how_long() -> None:
     (error,) = prompter(prompt="{{ text }}").encode([{"text": "word " * 2000}]).errors.values()
-    assert "of 4,000" in error.message
+    assert "has 4,000 tokens; at most 1,023 fit" in error.message
     assert "1,024" in error.message
 
 

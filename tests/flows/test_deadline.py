@@ -66,6 +66,15 @@ def test_a_partial_result_at_the_deadline_is_completed_later(
     assert {path.name for path in (tmp_path / "late").iterdir()} == {".overnight", "out"}
 
 
+def test_a_deadline_before_the_first_answer_publishes_nothing(overnight: Overnight, tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "in.jsonl", list(messages(30)))
+    arguments = ["infer", "--input", source, "--output", "out"]
+    late = overnight(*arguments, "--set", "schedule.deadline=1s")
+    assert late.returncode == 1
+    assert "before anything was answered" in late.stdout
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_deadline_that_is_over_starts_nothing(overnight: Overnight, tmp_path: Path) -> None:
     source = write_rows(tmp_path / "in.jsonl", list(messages(3)))
     for deadline in ("2020-01-01T00:00Z", "soon"):

@@ -159,6 +159,21 @@ def test_the_nightly_schedule_creates_runs(site: Site) -> None:
     assert all("T00:00:00" in run["expected_start_time"] or "T23:00:00" in run["expected_start_time"] for run in runs)
 
 
+def test_a_deployment_goes_before_the_others(site: Site, config: Path, tmp_path: Path) -> None:
+    (urgent,) = site.post("deployments/filter", {"deployments": {"name": {"any_": ["urgent"]}}})
+    assert urgent["parameters"]["settings"] == {"schedule": {"urgency": 10}}
+    source = write_rows(tmp_path / "in.jsonl", list(messages(5)))
+    settings = {
+        **urgent["parameters"]["settings"],
+        "input": {"path": str(source)},
+        "output": {"path": str(tmp_path / "out")},
+    }
+    text = json.dumps({"config": str(config), "settings": settings})
+    assert site.prefect("deployment", "run", "infer/urgent", "--watch", "--params", text).returncode == 0
+    manifest = json.loads((tmp_path / "out" / "_manifest.json").read_text())
+    assert manifest["settings"]["schedule"]["urgency"] == 10
+
+
 def test_the_benchmark_is_deployed_with_its_schedule_switched_off(site: Site, tmp_path: Path) -> None:
     (monthly,) = site.post("deployments/filter", {"deployments": {"name": {"any_": ["monthly"]}}})
     assert [(entry["slug"], entry["active"]) for entry in monthly["schedules"]] == [("monthly", False)]

@@ -134,6 +134,7 @@ def test_over_the_error_budget_keeps_the_answers(overnight: Overnight, tmp_path:
     refused = overnight(*arguments)
     assert refused.returncode == 1
     assert "error_budget" in refused.stdout + refused.stderr
+    assert "1 of 21 rows cannot be asked, more than output.error_budget = 0.01" in refused.stderr, "before it begins"
     assert not (tmp_path / "out").exists()
     assert overnight(*arguments, "--set", "output.error_budget=0.5").returncode == 0
     events = [json.loads(line) for line in next(tmp_path.glob(".overnight/*/events.jsonl")).open()]

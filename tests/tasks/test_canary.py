@@ -59,7 +59,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
     """Start a real worker of a job and give its first message."""
     children: list[Child] = []
 
-    def first_message(job: Job, run: str = "run", worker: int = 0, workers: int = 1) -> dict[str, Any]:
+    def first_message(job: Job, run: str = "run", worker: int = 0, workers: int = 1, **expected: Any) -> dict[str, Any]:
         folder = RunFolder.create(tmp_path / run, job.identity)
         log = tmp_path / f"{len(children)}.log"
         child = Child("tasks.worker:main", environment={"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, log=log)
@@ -71,7 +71,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
             device="cpu",
             threads=1,
             expected=Expected.of(job.checkpoint, "the machine of the tests", workers=workers).model_copy(
-                update={"worker": worker}
+                update={"worker": worker, **expected}
             ),
         )
         child.send(order_message(order))
@@ -223,14 +223,17 @@ def test_a_cache_that_cannot_be_written_costs_one_comparison_only(
 
 def test_weights_that_were_only_touched_or_copied_are_the_same(start: Start, tmp_path: Path, model: Path) -> None:
     job = planned(tmp_path, model)
+    outline = Expected.of(job.checkpoint, "").outline
     path = model / "model.safetensors"
     shutil.copy(path, tmp_path / "copy")
     (tmp_path / "copy").rename(path)
     os.utime(path, ns=(0, 0))
-    assert start(job)["event"] == "ready"
+    assert Expected.of(job.checkpoint, "").outline != outline
+    assert start(job, outline=outline)["event"] == "ready"
     flip_a_byte(model)
-    os.utime(path, ns=(1, 1))
-    assert "(weights)" in _refused_after(start, job)
+    refused = start(job, outline=outline)
+    assert (refused["event"], refused["certain"]) == ("refused", True)
+    assert "(weights)" in refused["message"]
 
 
 def test_most_workers_of_a_run_outvote_a_record_of_the_cache(

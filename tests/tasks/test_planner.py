@@ -18,11 +18,13 @@ from data.ledger import Commit, Ledger
 from data.run_folder import RunFolder
 from tasks.configuration import load_settings
 from tasks.deadline import OutOfTime
+from tasks.endings import WorkerDied
 from tasks.events import EventLog
 from tasks.job import RunOptions, prepare
-from tasks.pool import Event, WorkerDied, WorkerPool
+from tasks.pool import WorkerPool
 from tasks.progress import Progress
 from tasks.run import OpenRun
+from tasks.seat import Event
 from tests.flows.conftest import MODEL
 
 

@@ -21,8 +21,9 @@ import pytest
 from data.errors import RunError
 from engine.supervisor import Child
 from tasks.deadline import FIXED_SECONDS, Deadline, OutOfTime
+from tasks.endings import Interrupted, NoWorkers, WorkerDied
 from tasks.growth import SHARDS
-from tasks.pool import Interrupted, NoWorkers, WorkerDied, WorkerPool
+from tasks.pool import WorkerPool
 
 ROOT = Path(__file__).parent.parent.parent
 MakePool = Callable[..., WorkerPool]

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from engine.supervisor import Child
-from tasks.pool import NoWorkers, WorkerPool
+from tasks.endings import NoWorkers
+from tasks.pool import WorkerPool
 from tests.tasks.test_pool import ROOT
 
 

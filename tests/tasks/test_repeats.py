@@ -154,8 +154,9 @@ class FakePool:
         return None
 
 
+@pytest.mark.parametrize("gone", ["replaced", "left"])
 @pytest.mark.parametrize("strict", [True, False])
-def test_the_driver_asks_another_worker_and_judges(run: RunFolder, strict: bool) -> None:
+def test_the_driver_asks_another_worker_and_judges(run: RunFolder, strict: bool, gone: str) -> None:
     pool, told, failed = FakePool(), [], []
     check = CrossCheck(run, pool, strict=strict, tell=told.append, fail=failed.append)
     check.listen({"event": "done", "worker": 0, "shard": FIRST, "repeat": SAMPLE})
@@ -165,7 +166,7 @@ def test_the_driver_asks_another_worker_and_judges(run: RunFolder, strict: bool)
     check.listen({"event": "ready", "worker": 1})
     assert pool.sent == [(1, SAMPLE)]
     pool.ready = [0, 2]
-    check.listen({"event": "replaced", "worker": 1})
+    check.listen({"event": gone, "worker": 1})
     assert pool.sent == [(1, SAMPLE), (2, SAMPLE)]
     check.listen({"event": "repeated", "worker": 2, "shard": FIRST, "sample": SAMPLE, "rows": 4, "differ": 3})
     check.settle(0.0)

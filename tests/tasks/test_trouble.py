@@ -21,10 +21,10 @@ from data.ledger import Ledger, read_results
 from data.run_folder import RunFolder
 from tasks import run as running
 from tasks.configuration import load_settings
+from tasks.endings import NoWorkers
 from tasks.events import EventLog
 from tasks.job import RunOptions, prepare
 from tasks.outcome import warnings
-from tasks.pool import NoWorkers
 from tasks.progress import Progress
 from tasks.run import OpenRun, start_pool
 from tasks.stages import run_lot

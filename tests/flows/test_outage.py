@@ -1,0 +1,58 @@
+"""What a user sees where the run's own Prefect server is gone."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import time
+from contextlib import closing, suppress
+from pathlib import Path
+
+import psutil
+
+from tests.flows.conftest import messages, program, write_rows
+
+
+def server_of(driver: int) -> int | None:
+    """The process id of a driver's Prefect server."""
+    for child in psutil.Process(driver).children(recursive=True):
+        if "tasks.local_server:serve" in child.cmdline():
+            return child.pid
+    return None
+
+
+def flow_runs(folder: Path) -> int:
+    """How many flow runs the server of a run in `folder` knows."""
+    for database in folder.glob(".overnight/*/prefect/prefect.db"):
+        with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as opened, suppress(sqlite3.Error):
+            return int(opened.execute("select count(*) from flow_run").fetchone()[0])
+    return 0
+
+
+def test_a_published_result_is_reported_though_the_server_is_gone(
+    environment: dict[str, str], config: Path, tmp_path: Path
+) -> None:
+    source = write_rows(tmp_path / "rows.jsonl", messages(900))
+    words = program("infer", "--input", source, "--output", "out.jsonl", "--config", config)
+    driver = subprocess.Popen(
+        words, env=environment, cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    while driver.poll() is None and not flow_runs(tmp_path):
+        time.sleep(0.1)
+    server = server_of(driver.pid)
+    assert server is not None
+    os.kill(server, signal.SIGKILL)
+    out, err = driver.communicate(timeout=300)
+    print(out, err)
+    assert (tmp_path / "out.jsonl").exists() == (driver.returncode == 0)
+    if driver.returncode == 0:
+        assert len((tmp_path / "out.jsonl").read_text("utf-8").splitlines()) == 900
+        assert json.loads((tmp_path / "_out.jsonl.manifest.json").read_text())["complete"]
+        assert "completed" in out
+        assert "Prefect failed once the result was published" in out
+    else:
+        assert driver.returncode == 1
+        assert "Prefect failed" in out
