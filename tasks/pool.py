@@ -113,10 +113,8 @@ class WorkerPool:
 
         To be called from `on_event`, that is, in the pool's own thread.
         """
-        for seat in free_for_questions(self._seats, besides):
-            if seat.child is not None and seat.child.send(message):
-                return seat.index
-        return None
+        free = free_for_questions(self._seats, besides)
+        return next((seat.index for seat in free if seat.child is not None and seat.child.send(message)), None)
 
     def drain(self) -> None:
         """Give out no further shard; those being worked on go on. Callable from a signal handler."""
@@ -193,8 +191,7 @@ class WorkerPool:
         elif message.get("code") == WEIGHTS_CHANGED:
             self._faults.note(seat)
         elif message["event"] == "done":
-            given = seat.finish(message["shard"])
-            if given is None:
+            if (given := seat.finish(message["shard"])) is None:
                 return
             if self._deadline is not None:
                 self._deadline.learn(given.tokens, message["seconds"])
