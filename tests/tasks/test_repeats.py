@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,11 @@ import pytest
 from data.errors import RunError
 from data.run_folder import RunFolder
 from engine.request import Completion, Request
+from tasks.configuration import load_settings
 from tasks.cross_check import CrossCheck, open_checks
 from tasks.likeness import differs, to_answer
 from tasks.repeats import SHARE, Repeats
+from tasks.worker import Worker
 
 FIRST, SHARED, OTHER = "0" * 11 + "1" + "0" * 20, "0" * 9 + f"{SHARE:03x}" + "0" * 20, "0" * 11 + "7" + "0" * 20
 
@@ -205,3 +208,29 @@ def test_a_disagreement_ends_the_run_where_it_cannot_be_recorded(run: RunFolder)
     assert len(failed) == 1
     assert "--fresh only" in told[-1]["message"]
     assert len(check.alerts) == 2
+
+
+class Busy:
+    """An engine that has work, and repeats that wait for it."""
+
+    has_work = waiting = True
+
+    def requests(self) -> list[Request]:
+        self.waiting = False
+        return []
+
+    def add(self, asked: list[Request]) -> None:
+        assert asked == []
+
+    def statistics(self) -> dict[str, float]:
+        return {}
+
+
+@pytest.mark.parametrize(("deterministic", "waits"), [(True, True), (False, False), ("batch-invariant", False)])
+def test_repeats_wait_for_the_shard_only_where_batches_depend_on_it(deterministic: Any, waits: bool) -> None:
+    worker: Any = Worker.__new__(Worker)
+    settings = load_settings(None, {"engine": {"deterministic": deterministic}}, ())
+    worker._order, worker._shared = SimpleNamespace(settings=settings), 0.0
+    worker._engine = worker._repeats = busy = Busy()
+    worker._repeat()
+    assert busy.waiting == waits
