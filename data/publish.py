@@ -254,12 +254,15 @@ def _verified(run: RunFolder, target: Destination, manifest: Manifest) -> Manife
 def finish(run: RunFolder, output: OutputSettings, manifest: Manifest) -> None:
     """Delete what the verified publication of `manifest` leaves behind, and a crash has kept from being deleted.
 
-    Shard data only once it is in a complete result. The caller holds the locks.
+    Shard data only once it is in a complete result, and nothing if another ledger of the same run has published it:
+    then it is this ledger's only copy of work that is to be published elsewhere. The caller holds the locks.
     """
     _finish(run, destination(output.path, run), manifest)
 
 
 def _finish(run: RunFolder, target: Destination, manifest: Manifest) -> None:
+    if not publications.recorded(run, manifest):
+        return
     target.clean(run.id)
     publications.withdraw(run)
     if not manifest.complete:
