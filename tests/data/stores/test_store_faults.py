@@ -216,6 +216,28 @@ def test_a_lease_is_renewed(bench: Bench, done: Any, monkeypatch: pytest.MonkeyP
     assert bench.names() == []
 
 
+@pytest.mark.parametrize("method", ["PUT", "DELETE"])
+def test_a_store_that_does_not_answer_holds_no_end_up(
+    bench: Bench, done: Any, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither a renewal under way nor the deletion is waited for longer than a moment."""
+    monkeypatch.setattr("data.lease.RENEW_SECONDS", 0.05)
+    monkeypatch.setattr("data.lease.END_SECONDS", 0.3)
+    healed, asked = threading.Event(), threading.Event()
+
+    def hang() -> None:
+        asked.set()
+        healed.wait(20)
+
+    with destination(bench.url, done.run).lock():
+        bench.store.plant(method, "_lease", "before", times=100, hook=hang)
+        assert method == "DELETE" or asked.wait(20)
+        ended = time.monotonic()
+    assert time.monotonic() - ended < 5
+    assert asked.is_set()
+    healed.set()
+
+
 def test_two_drivers_at_once_leave_one_whole_result(bench: Bench, done: Any, new_lab: Any, tmp_path: Any) -> None:
     other = other_run(done, tmp_path, new_lab)
     outcomes: list[Any] = []
