@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, Literal, cast
 
-from data.bucket import Bucket, Missing, Refused, StoreError
+from data.bucket import Bucket, Expired, Missing, Refused, StoreError, Unanswered
 from data.durable import make_folder, sync_folder, write_file
 from data.errors import InputError, RunError
 from data.lease import leased
@@ -86,26 +86,38 @@ class StoreTarget:
 
     def lock(self) -> AbstractContextManager[None]:
         """Exclude other drivers that publish here; Held if there is one."""
+        return leased(self.bucket, f"{self.prefix}/_lease.json", self._owner, f"the output {self.name}")
+
+    @property
+    def _owner(self) -> str:
+        """What tells this run folder from every other one, of the same run too."""
         run = self._run
         path = run.path / "owner"
         write_file(run.tmp, path, lambda file: file.write(secrets.token_hex(16).encode()))
-        owner = hashlib.sha256(path.read_bytes()).hexdigest()[:32]
-        return leased(self.bucket, f"{self.prefix}/_lease.json", owner, f"the output {self.name}")
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:32]
 
     def preflight(self) -> None:
-        """Prove with a probe that the store keeps the conditions of a put. InputError if not, or if it cannot be used.
+        """Prove with a probe that the store keeps the conditions of a put, and delete those that a crash has left.
 
-        A store that ignores them would let two runs replace each other's manifest.
+        A store that ignores them would let two runs replace each other's manifest. The caller holds the run's lock.
+
+        Raises:
+            InputError: it ignores them, or refuses its use. Unanswered, Expired: another try may find it in order.
         """
-        key = f"{self.prefix}/_probe-{secrets.token_hex(8)}"
+        probe = f"_probe-{self._owner[:16]}-"
+        key = f"{self.prefix}/{probe}{secrets.token_hex(4)}"
         try:
-            self.sizes()
+            for name in self.bucket.list_folder(f"{self.prefix}/"):
+                if name.startswith(probe):
+                    self.bucket.delete(f"{self.prefix}/{name}")
             etag = self.bucket.put(key, b"probe")
             try:
                 kept = self._refuses(key) and self._refuses(key, '"0123456789abcdef0123456789abcdef"')
                 self.bucket.put(key, b"replaced", replaces=etag)
             finally:
                 self.bucket.delete(key)
+        except (Unanswered, Expired):
+            raise
         except StoreError as error:
             raise InputError(f"output.path {self.name} cannot be used: {error}") from error
         if not kept:
