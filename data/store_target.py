@@ -186,12 +186,12 @@ class StoreTarget:
 
     # How a result comes to be there.
 
-    def hidden(self, _run: str, role: Literal["new", "old"]) -> Path:
+    def hidden(self, role: Literal["new", "old"]) -> Path:
         """A fresh folder of the run, to assemble a result in."""
         make_folder(self._staging, 0o700)
         return self._staging / f"{role}-{secrets.token_hex(4)}"
 
-    def siblings(self, _run: str, role: Literal["new", "old"]) -> list[Path]:
+    def siblings(self, role: Literal["new", "old"]) -> list[Path]:
         """The folders of `hidden` that exist."""
         return sorted(self._staging.glob(f"{role}-*"))
 
@@ -206,7 +206,7 @@ class StoreTarget:
         sync_folder(place)
         return tuple(renamed)
 
-    def put(self, _run: RunFolder, place: Path, manifest: Manifest, replaced: str | None, /) -> None:
+    def put(self, place: Path, manifest: Manifest, replaced: str | None, /) -> None:
         """Send the parts assembled at `place`, those that are not there yet, then the manifest."""
         present = self.sizes()
         with ThreadPoolExecutor(UPLOADS, thread_name_prefix="upload") as pool:
@@ -217,7 +217,7 @@ class StoreTarget:
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
-        self.write_manifest(_run, manifest, replaced)
+        self.write_manifest(manifest, replaced)
 
     def _send(self, place: Path, file: PartFile, present: Collection[str]) -> None:
         key = f"{self.prefix}/{file.name}"
@@ -226,7 +226,7 @@ class StoreTarget:
         elif self.bucket.digest(key) != file.sha256:
             raise RunError(f"{self.path_of(file.name)} holds other content than its name says: delete it and run again")
 
-    def write_manifest(self, _run: RunFolder, manifest: Manifest, replaced: str | None, /) -> None:
+    def write_manifest(self, manifest: Manifest, replaced: str | None, /) -> None:
         """Put the manifest if there is none, or still the one whose bytes have the digest `replaced`.
 
         RunError: another one is there, and stays.
@@ -250,7 +250,7 @@ class StoreTarget:
             if name in names:
                 self.bucket.delete(f"{self.prefix}/{name}")
 
-    def clean(self, _run: str) -> None:
+    def clean(self) -> None:
         """Remove what was assembled."""
         for path in self._staging.glob("*"):
             remove(path)

@@ -112,7 +112,8 @@ def test_the_result_of_another_ledger_deletes_nothing_of_this_one(done: Any, new
     windows = other.windows()
     other.work(windows[0].shards)
     manifest = prepare_output(other.run, done.output)
-    assert manifest is not None and manifest.complete
+    assert manifest is not None
+    assert manifest.complete
     finish(other.run, done.output, manifest)
     assert other.publish() == manifest
     assert len(list(other.run.shards.iterdir())) == len(windows[0].shards)
