@@ -33,8 +33,9 @@ from tasks.cache import job_answers
 from tasks.canary import CanaryFailed, Expected, Found, check_canaries, rounds_alike
 from tasks.repeats import Repeats
 from tasks.results import ResultTable
+from tasks.seat import SURVIVED
 from tasks.settings import Settings
-from tasks.shard_in_progress import WORKER_DIED, ShardInProgress
+from tasks.shard_in_progress import ShardInProgress
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
     from tasks.engines import BuiltEngine
 
 PROGRESS_SECONDS = 0.5
-NAN = "nan_logits"
 
 
 class WorkerOrder(BaseModel):
@@ -157,10 +157,13 @@ class Worker:
             work.take(completion.id - base, completion)
         except RunError as error:
             raise MixedUp(str(error)) from None
-        self._counts["sequences"] += 1
-        self._counts["input_tokens"] += completion.prompt_tokens
-        self._counts["output_tokens"] += len(completion.token_ids)
+        if not work.trial:  # what is dropped brings nobody nearer to the end
+            self._counts["sequences"] += 1
+            self._counts["input_tokens"] += completion.prompt_tokens
+            self._counts["output_tokens"] += len(completion.token_ids)
         if not work.missing:
+            if work.trial:
+                self._mailbox.send({"event": SURVIVED, "shard": work.shard.id})
             self._go_on(base)
 
     def _check_owed(self) -> None:
@@ -187,7 +190,7 @@ class Worker:
             shared=int(self._shared - before),
         )
         self._keep(work, results)
-        self._warn(work, completions)
+        self._warn(work)
         self._tell(at_once=True)
         self._mailbox.send(
             {
@@ -222,13 +225,9 @@ class Worker:
             self._answers = None
             self._mailbox.send({"event": "warning", "message": f"answers are no longer kept in the cache: {error}"})
 
-    def _warn(self, work: ShardInProgress, completions: list[Completion]) -> None:
-        """Say what somebody should look into, since the run goes on without it."""
-        for code, what in ((NAN, "the model gave logits that are not numbers"), (WORKER_DIED, "worker processes died")):
-            found = sum(completion.error is not None and completion.error[0] == code for completion in completions)
-            if found:
-                message = f"{what} for {found} of {len(completions)} sequences of shard {work.shard.id} ({code})"
-                self._mailbox.send({"event": "warning", "code": code, "message": message})
+    def _warn(self, work: ShardInProgress) -> None:
+        for code, message in work.troubles():
+            self._mailbox.send({"event": "warning", "code": code, "message": message})
 
     @contextmanager
     def _reported(self, shard: Shard, base: int | None = None) -> Iterator[None]:
