@@ -82,6 +82,13 @@ class Seat:
             self.failures > self.retries or self.suspected + self.failures > self.retries + ALONE_DEATHS
         )
 
+    @property
+    def stopped(self) -> Event | None:
+        """What to tell if its worker is ended with the run: the shards that it holds are not to blame."""
+        if self.child is None or not (self.ready and self.held):
+            return None
+        return {"worker": self.index, "event": "stopped", "shards": list(self.held), "pid": self.child.pid}
+
     def take(self, child: Child) -> None:
         """A new process has the seat."""
         self.child, self.ready, self.leaving, self.work = child, False, False, None

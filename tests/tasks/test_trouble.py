@@ -216,6 +216,21 @@ def test_the_search_goes_on_after_the_driver_was_killed(bench: MakeBench) -> Non
     assert len(tried) <= len(set(tried)) + 2
 
 
+def test_a_run_that_is_stopped_again_and_again_suspects_no_shard(bench: MakeBench) -> None:
+    lab = bench({100: trouble.HANG}, workers=1)
+    for _ in range(4):
+        (lab.root / f"once-{trouble.HANG}").unlink(missing_ok=True)
+        run = lab.open()
+        run.planner.plan_ahead()
+        (shard,) = [s for s in run.windows[0].shards if 100 in rows_of(lab, s.index)]
+        assert run.answers([shard])[shard.id]
+        while not (lab.root / f"once-{trouble.HANG}").exists():
+            time.sleep(0.1)
+        run.stop(0.0)
+    ends = [(attempt.end, attempt.deaths) for attempt in read_attempts(lab.folder, shard.id)]
+    assert ends == [("stopped", 0.0)] * 4
+
+
 def rows_of(lab: Bench, index: int) -> list[int]:
     table = pq.read_table(lab.folder.plan / "w00000.parquet")
     return [row["row"] for row in table.to_pylist() if row["shard"] == index]
