@@ -2,7 +2,8 @@
 
 A worker that dies can record nothing, and neither can a driver or a machine that dies with it. So an attempt is
 recorded before it starts, and one whose end is not recorded has died. Where the driver saw its worker end it says so:
-without that, the worker may have died of its driver's end, or been ended by it, and such a death counts half.
+without that, the worker may have died of its driver's end, and such a death counts half. Where the driver ended the
+worker itself, since the run was stopped, that is recorded too, and says nothing of the shard.
 
 Records are `<shard>.<number>.json` and `<shard>.<number>.end.json`, numbers from 1, and never change. What follows from
 them is for `data.suspect` to say.
@@ -20,7 +21,7 @@ from data.durable import write_file
 from data.errors import RunError
 from data.run_folder import RunFolder
 
-End = Literal["survived", "died"]
+End = Literal["survived", "died", "stopped"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +37,8 @@ class Attempt:
 
     @property
     def deaths(self) -> float:
-        """1 if a driver saw the worker die of it, half if it may have been the driver's end, 0 if it survived."""
-        return {"died": 1.0, "survived": 0.0, None: 0.5}[self.end]
+        """1 if a driver saw the worker die of it, half if it may have been the driver's end, else 0."""
+        return {"died": 1.0, "survived": 0.0, "stopped": 0.0, None: 0.5}[self.end]
 
 
 def record_attempt(run: RunFolder, shard: str, worker: int, slots: range = range(0), *, trial: bool = False) -> int:
@@ -66,11 +67,11 @@ def record_end(run: RunFolder, shard: str, number: int, end: End) -> None:
     write_file(run.tmp, _end_path(run, shard, number), lambda file: file.write(content))
 
 
-def record_death(run: RunFolder, shard: str, process: int) -> None:
-    """Record that a process died while it worked on the shard, unless it had not begun."""
+def record_death(run: RunFolder, shard: str, process: int, end: End = "died") -> None:
+    """Record that a process died, or was stopped, while it worked on the shard, unless it had not begun."""
     known = read_attempts(run, shard)
     if known and known[-1].process == process and known[-1].end is None:
-        record_end(run, shard, known[-1].number, "died")
+        record_end(run, shard, known[-1].number, end)
 
 
 def attempts(run: RunFolder, shard: str) -> int:

@@ -50,6 +50,10 @@ class Unanswered(StoreError):
     """Every try failed on the way or in the store: what was asked may have been done all the same."""
 
 
+class Expired(StoreError):
+    """The credentials were good and are no more."""
+
+
 @dataclass(frozen=True, slots=True)
 class Stored:
     """An object as the store describes it. `age` is in seconds, by the store's own clock."""
@@ -187,13 +191,14 @@ class Bucket:
         _ = self._client  # says what to install, before anything else of it is imported
         from boto3.exceptions import Boto3Error
         from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
+        from botocore.exceptions import ConnectionError as Unreachable
 
         url = self.url(key)
         try:
             yield
         except ClientError as error:
             raise _explain(url, error.response, put=put) from error
-        except (HTTPClientError, Boto3Error) as error:
+        except (HTTPClientError, Unreachable, Boto3Error) as error:
             raise Unanswered(f"{url}: {error}: run again to resume") from error
         except BotoCoreError as error:  # no credentials, an incomplete configuration
             raise StoreError(f"{url}: {error}") from error
@@ -211,7 +216,7 @@ def _explain(url: str, response: Any, *, put: bool) -> StoreError:
     code = str(response.get("Error", {}).get("Code", ""))
     status = int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
     if code in _EXPIRED:
-        return StoreError(f"{url}: the credentials have expired ({code}): renew them and run again to resume")
+        return Expired(f"{url}: the credentials have expired ({code}): renew them and run again to resume")
     if code in _FORBIDDEN:
         return StoreError(f"{url}: no permission ({code}): check the credentials and run again to resume")
     if status in (409, 412) or (put and status == 404 and code == "NoSuchKey"):

@@ -21,6 +21,8 @@ from data.errors import Held
 
 RENEW_SECONDS = 60.0
 FREE_SECONDS = 300.0
+END_SECONDS = 5.0
+"""What giving a lease up may take, first for the renewal under way, then for the deletion."""
 
 logger = logging.getLogger(__name__)
 
@@ -82,12 +84,24 @@ class _Renewal(threading.Thread):
                 logger.warning("the lease was not renewed: %s", error)
 
     def end(self) -> None:
-        """Give the lease up, if it is still this one."""
+        """Give the lease up, if it is still this one.
+
+        A store that does not answer is not waited for: the lease is free after a while, and whoever ends the run, with
+        Ctrl-C perhaps, wants it to end.
+        """
         self._ended.set()
-        self.join()
-        if self._lost:
-            return
+        self.join(END_SECONDS)
+        if self.is_alive():
+            logger.warning("the lease was not given up: the store does not answer")
+        elif not self._lost:
+            deletion = threading.Thread(target=self._delete, name="lease's end", daemon=True)
+            deletion.start()
+            deletion.join(END_SECONDS)
+            if deletion.is_alive():
+                logger.warning("the lease was not given up in time")
+
+    def _delete(self) -> None:
         try:
             self._bucket.delete(self._key, etag=self._etag)
-        except StoreError as error:  # it is free after a while, and what the run has to say is more important
+        except StoreError as error:  # what the run has to say is more important
             logger.warning("the lease was not given up: %s", error)

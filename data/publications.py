@@ -46,7 +46,7 @@ def placed(run: RunFolder, target: Destination) -> Manifest | None:
 
 def assembled(run: RunFolder, target: Destination, state: Mapping[str, Any]) -> tuple[Manifest, Path] | None:
     """A result in a hidden sibling that was assembled from the same state, whole and undamaged."""
-    for place in target.siblings(run.id, "new"):
+    for place in target.siblings("new"):
         manifest, theirs = _match(run, target, place)
         if manifest is not None and theirs == json.loads(json.dumps(state)):
             return manifest, place

@@ -111,7 +111,7 @@ def publish(
         found = _assemble(answers, target, dataset, output, manifest_fields)
     manifest, place = found
     manifest = publications.record(run, manifest, state)
-    target.put(run, place, manifest, replaced)
+    target.put(place, manifest, replaced)
     _drop_replaced(run, target, manifest)
     _verified(run, target, manifest)
     _finish(run, target, manifest)
@@ -146,10 +146,10 @@ def _assemble(
     answers: Answers, target: Destination, dataset: Dataset, output: OutputSettings, fields: Mapping[str, Any]
 ) -> tuple[Manifest, Path]:
     run = answers.run
-    for leftover in target.siblings(run.id, "new"):
+    for leftover in target.siblings("new"):
         remove(leftover)
     layout = Layout.of(_columns(dataset, answers.windows), answers.results, output, target.format(output.format))
-    place = target.hidden(run.id, "new")
+    place = target.hidden("new")
     single = Path(target.name).name if target.single else None
     files, totals = assemble(place, single, dataset, answers.outcomes(), layout)
     files = target.named(place, files)
@@ -218,7 +218,7 @@ def _settle(run: RunFolder, target: Destination, fresh: bool) -> Manifest | None
     if current is None and target.occupied:
         current = publications.placed(run, target)
         if current is not None:
-            target.write_manifest(run, current, None)
+            target.write_manifest(current, None)
     return current
 
 
@@ -254,13 +254,16 @@ def _verified(run: RunFolder, target: Destination, manifest: Manifest) -> Manife
 def finish(run: RunFolder, output: OutputSettings, manifest: Manifest) -> None:
     """Delete what the verified publication of `manifest` leaves behind, and a crash has kept from being deleted.
 
-    Shard data only once it is in a complete result. The caller holds the locks.
+    Shard data only once it is in a complete result, and nothing if another ledger of the same run has published it:
+    then it is this ledger's only copy of work that is to be published elsewhere. The caller holds the locks.
     """
     _finish(run, destination(output.path, run), manifest)
 
 
 def _finish(run: RunFolder, target: Destination, manifest: Manifest) -> None:
-    target.clean(run.id)
+    if not publications.recorded(run, manifest):
+        return
+    target.clean()
     publications.withdraw(run)
     if not manifest.complete:
         return

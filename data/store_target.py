@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, Literal, cast
 
-from data.bucket import Bucket, Missing, Refused, StoreError
+from data.bucket import Bucket, Expired, Missing, Refused, StoreError, Unanswered
 from data.durable import make_folder, sync_folder, write_file
 from data.errors import InputError, RunError
 from data.lease import leased
@@ -86,26 +86,38 @@ class StoreTarget:
 
     def lock(self) -> AbstractContextManager[None]:
         """Exclude other drivers that publish here; Held if there is one."""
+        return leased(self.bucket, f"{self.prefix}/_lease.json", self._owner, f"the output {self.name}")
+
+    @property
+    def _owner(self) -> str:
+        """What tells this run folder from every other one, of the same run too."""
         run = self._run
         path = run.path / "owner"
         write_file(run.tmp, path, lambda file: file.write(secrets.token_hex(16).encode()))
-        owner = hashlib.sha256(path.read_bytes()).hexdigest()[:32]
-        return leased(self.bucket, f"{self.prefix}/_lease.json", owner, f"the output {self.name}")
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:32]
 
     def preflight(self) -> None:
-        """Prove with a probe that the store keeps the conditions of a put. InputError if not, or if it cannot be used.
+        """Prove with a probe that the store keeps the conditions of a put, and delete those that a crash has left.
 
-        A store that ignores them would let two runs replace each other's manifest.
+        A store that ignores them would let two runs replace each other's manifest. The caller holds the run's lock.
+
+        Raises:
+            InputError: it ignores them, or refuses its use. Unanswered, Expired: another try may find it in order.
         """
-        key = f"{self.prefix}/_probe-{secrets.token_hex(8)}"
+        probe = f"_probe-{self._owner[:16]}-"
+        key = f"{self.prefix}/{probe}{secrets.token_hex(4)}"
         try:
-            self.sizes()
+            for name in self.bucket.list_folder(f"{self.prefix}/"):
+                if name.startswith(probe):
+                    self.bucket.delete(f"{self.prefix}/{name}")
             etag = self.bucket.put(key, b"probe")
             try:
                 kept = self._refuses(key) and self._refuses(key, '"0123456789abcdef0123456789abcdef"')
                 self.bucket.put(key, b"replaced", replaces=etag)
             finally:
                 self.bucket.delete(key)
+        except (Unanswered, Expired):
+            raise
         except StoreError as error:
             raise InputError(f"output.path {self.name} cannot be used: {error}") from error
         if not kept:
@@ -174,12 +186,12 @@ class StoreTarget:
 
     # How a result comes to be there.
 
-    def hidden(self, _run: str, role: Literal["new", "old"]) -> Path:
+    def hidden(self, role: Literal["new", "old"]) -> Path:
         """A fresh folder of the run, to assemble a result in."""
         make_folder(self._staging, 0o700)
         return self._staging / f"{role}-{secrets.token_hex(4)}"
 
-    def siblings(self, _run: str, role: Literal["new", "old"]) -> list[Path]:
+    def siblings(self, role: Literal["new", "old"]) -> list[Path]:
         """The folders of `hidden` that exist."""
         return sorted(self._staging.glob(f"{role}-*"))
 
@@ -194,7 +206,7 @@ class StoreTarget:
         sync_folder(place)
         return tuple(renamed)
 
-    def put(self, _run: RunFolder, place: Path, manifest: Manifest, replaced: str | None, /) -> None:
+    def put(self, place: Path, manifest: Manifest, replaced: str | None, /) -> None:
         """Send the parts assembled at `place`, those that are not there yet, then the manifest."""
         present = self.sizes()
         with ThreadPoolExecutor(UPLOADS, thread_name_prefix="upload") as pool:
@@ -205,7 +217,7 @@ class StoreTarget:
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
-        self.write_manifest(_run, manifest, replaced)
+        self.write_manifest(manifest, replaced)
 
     def _send(self, place: Path, file: PartFile, present: Collection[str]) -> None:
         key = f"{self.prefix}/{file.name}"
@@ -214,7 +226,7 @@ class StoreTarget:
         elif self.bucket.digest(key) != file.sha256:
             raise RunError(f"{self.path_of(file.name)} holds other content than its name says: delete it and run again")
 
-    def write_manifest(self, _run: RunFolder, manifest: Manifest, replaced: str | None, /) -> None:
+    def write_manifest(self, manifest: Manifest, replaced: str | None, /) -> None:
         """Put the manifest if there is none, or still the one whose bytes have the digest `replaced`.
 
         RunError: another one is there, and stays.
@@ -238,7 +250,7 @@ class StoreTarget:
             if name in names:
                 self.bucket.delete(f"{self.prefix}/{name}")
 
-    def clean(self, _run: str) -> None:
+    def clean(self) -> None:
         """Remove what was assembled."""
         for path in self._staging.glob("*"):
             remove(path)

@@ -45,7 +45,7 @@ def judge(shard: str, sequences: int, attempts: Sequence[Attempt]) -> Verdict:
     whole = range(sequences)
     if _deaths(attempt for attempt in attempts if not attempt.trial) < TWICE:
         return Verdict(frozenset(), None, (whole,))
-    trials = [attempt for attempt in attempts if attempt.trial]
+    trials = [attempt for attempt in attempts if attempt.trial and attempt.end != "stopped"]
     pieces = list(_search(whole, trials, kills=True))
     poisoned = frozenset(piece.start for piece, state in pieces if state == "poisoned")
     for wanted in ("again", "untried"):

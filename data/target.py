@@ -76,18 +76,22 @@ class Target:
 
     def preflight(self) -> None:
         """Prove with probes that a result of the run can be written here (`run_folder.preflight`)."""
-        assert self.run is not None, "publishing needs the run's folder"
-        preflight(self.run, self.path)
+        preflight(self._run, self.path)
 
-    def hidden(self, run: str, role: Literal["new", "old"]) -> Path:
-        """A fresh name beside the path for a run's new result, or for the one that it replaces."""
-        return self.path.with_name(f".{self.path.name}.{run}.{role}-{secrets.token_hex(4)}{self._suffix}")
+    def hidden(self, role: Literal["new", "old"]) -> Path:
+        """A fresh name beside the path for the run's new result, or for the one that it replaces."""
+        return self.path.with_name(f".{self.path.name}.{self._run.id}.{role}-{secrets.token_hex(4)}{self._suffix}")
 
-    def siblings(self, run: str, role: Literal["new", "old"]) -> list[Path]:
+    def siblings(self, role: Literal["new", "old"]) -> list[Path]:
         """The hidden names of `hidden` that exist."""
-        start = f".{self.path.name}.{run}.{role}-"
+        start = f".{self.path.name}.{self._run.id}.{role}-"
         with os.scandir(self.path.parent) as entries:
             return sorted(Path(entry.path) for entry in entries if entry.name.startswith(start))
+
+    @property
+    def _run(self) -> RunFolder:
+        assert self.run is not None, "publishing needs the run's folder"
+        return self.run
 
     @property
     def _single_name(self) -> str | None:
@@ -158,18 +162,18 @@ class Target:
         """The assembled files under their published names, which they have already."""
         return files
 
-    def put(self, run: RunFolder, place: Path, manifest: Manifest, replaced: str | None, /) -> None:
+    def put(self, place: Path, manifest: Manifest, replaced: str | None, /) -> None:
         """Move what is here aside, the assembled result into place, and write its manifest."""
         if self.occupied:
-            self.set_aside(run.id)
+            self.set_aside()
         self.place(place)
-        self.write_manifest(run, manifest, replaced)
+        self.write_manifest(manifest, replaced)
 
-    def write_manifest(self, run: RunFolder, manifest: Manifest, _replaced: str | None, /) -> None:
+    def write_manifest(self, manifest: Manifest, _replaced: str | None, /) -> None:
         """Write the manifest beside the files in place; one that is there must be the same."""
         sync_folder(self.path.parent)
         content = manifest.to_bytes()
-        write_file(run.tmp, self.manifest, lambda file: file.write(content), same=True, mode=0o666)
+        write_file(self._run.tmp, self.manifest, lambda file: file.write(content), same=True, mode=0o666)
 
     def place(self, new: Path) -> None:
         """Move an assembled result from its hidden name to the path, which must be free. RunError if it is not."""
@@ -184,18 +188,18 @@ class Target:
             raise RunError(f"cannot move the result to {self.path}: {error.strerror}") from error
         sync_folder(self.path.parent)
 
-    def set_aside(self, run: str) -> None:
+    def set_aside(self) -> None:
         """Move what is at the path to hidden siblings, a file's manifest first: never a manifest without its data."""
         for path in (self.manifest, self.path) if self.single else (self.path,):
             if path.exists():
-                move(path, self.hidden(run, "old"))
+                move(path, self.hidden("old"))
 
     def drop(self, names: Collection[str]) -> None:
         """Nothing: what was replaced is in a hidden sibling, whole."""
 
-    def clean(self, run: str) -> None:
-        """Remove the hidden siblings of a run."""
-        for path in [*self.siblings(run, "new"), *self.siblings(run, "old")]:
+    def clean(self) -> None:
+        """Remove the run's hidden siblings."""
+        for path in [*self.siblings("new"), *self.siblings("old")]:
             remove(path)
 
 

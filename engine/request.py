@@ -12,8 +12,8 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-Failure = Literal["bad_prompt_ids", "blank_prompt", "nan_logits", "out_of_memory", "prompt_too_long", "worker_died"]
-"""Why a request has no result; `worker_died` is for callers that do not even ask an engine any more."""
+Failure = Literal["bad_prompt_ids", "blank_prompt", "nan_logits", "out_of_memory", "prompt_too_long"]
+"""Why an engine has no result for a request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +44,8 @@ class Completion:
     token_ids: list[int] = field(default_factory=list)
     finish_reason: Literal["stop", "length"] | None = None
     stop: str | None = None
-    error: tuple[Failure, str] | None = None
-    """The failure, and one line about it without text of the prompt."""
+    error: tuple[str, str] | None = None
+    """A `Failure`, or the code of a caller that asked no engine, and one line about it without text of the prompt."""
     probabilities: list[float] | None = None
     embedding: np.ndarray | None = None
     logprob: float | None = None

@@ -57,5 +57,5 @@ class Growth:
 
 
 def growth_limit(machine: int, workers: int) -> float:
-    """Bytes by which each of the workers of a machine with so much memory may grow."""
+    """Bytes by which each of the workers of a machine, or a container, with so much memory may grow."""
     return SHARE * machine / workers

@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import pynvml
 
 from data.durable import link_file, stage, sync_folder
 from tasks.check import Check
 from tasks.figures import plural, size
+from tasks.host_memory import host_memory
 from tasks.placement import gpu_handle, visible_gpus
 
 FILES_WANTED = 4096
@@ -83,7 +83,7 @@ def check_processor() -> Iterator[Check]:
     """Cores, memory and the limit on open files."""
     cores = len(os.sched_getaffinity(0))
     yield Check("cores", "ok", f"{cores} usable of {os.cpu_count()}")
-    memory = psutil.virtual_memory()
+    memory = host_memory()
     short = memory.available < MEMORY_WANTED
     advice = "less than 4 GiB is free: close other programs or lower workers.dp_degree" if short else ""
     found = f"{size(memory.available)} of {size(memory.total)} free"

@@ -10,6 +10,7 @@ from data.checkpoint import Checkpoint
 from data.errors import InputError
 from tasks.check import Check
 from tasks.figures import plural, short, size
+from tasks.host_memory import host_memory
 from tasks.machine import Gpus
 from tasks.settings import Settings
 
@@ -46,7 +47,7 @@ def check_fit(settings: Settings, parameters: int, gpus: Gpus) -> Check:
     else:
         workers = min(settings.workers.dp_degree, psutil.cpu_count(logical=True) or 1)
         weights *= workers
-        room = psutil.virtual_memory().available
+        room = host_memory().available
         found = f"weights {size(weights)} in {dtype} for {plural(workers, 'worker')}, {size(room)} of memory free"
         remedy = "lower workers.dp_degree, choose a smaller model, or set engine.dtype = 'bfloat16'"
     if weights > room:

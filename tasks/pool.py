@@ -144,13 +144,17 @@ class WorkerPool:
         try:
             self._work()
         finally:  # however the loop ends, no process and no unanswered future is left
-            error = self._ending() if self._closed else NoWorkers("the pool of workers failed")
+            ordered = self._closed
+            error = self._ending() if ordered else NoWorkers("the pool of workers failed")
             self._closed = True
+            stopped = [event for seat in self._seats if ordered and (event := seat.stopped) is not None]
             for given in vacate(self._seats):
                 given.future.set_exception(error)
             self._waiting.fail(error)
             if self._turn is not None:
                 self._turn.end()  # whoever waits for the devices need not wait for the result too
+            for event in stopped:
+                self._on_event(event)
 
     def _work(self) -> None:
         turn = time.monotonic()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,6 @@ from data.results import result_schema
 from data.tokenizer import Tokenizer
 from engine.request import Completion
 from tasks.settings import Settings
-from tasks.shard_in_progress import WORKER_DIED
-
-NAN = "nan_logits"
 
 
 class ResultTable:
@@ -80,15 +77,6 @@ class ResultTable:
                 "perplexity": [_perplexity(c) for c in completions],
             }
         return {}
-
-
-def odd_rows(shard: str, completions: Sequence[Completion]) -> Iterator[dict[str, Any]]:
-    """Warnings of what somebody should look into, since the run goes on without it."""
-    for code, what in ((NAN, "the model gave logits that are not numbers"), (WORKER_DIED, "worker processes died")):
-        found = sum(completion.error is not None and completion.error[0] == code for completion in completions)
-        if found:
-            message = f"{what} for {found} of {len(completions)} sequences of shard {shard} ({code})"
-            yield {"event": "warning", "code": code, "message": message}
 
 
 def _perplexity(completion: Completion) -> float | None:

@@ -14,8 +14,6 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import psutil
-
 from data.attempts import attempts, read_attempts
 from data.errors import InputError, RunError
 from data.ledger import Ledger
@@ -35,6 +33,7 @@ from tasks.display import Display
 from tasks.events import EventLog
 from tasks.growth import growth_limit
 from tasks.hits import Hits, count_hits
+from tasks.host_memory import host_memory
 from tasks.job import Job, cached_answers
 from tasks.open_files import raise_open_files
 from tasks.placement import device_names
@@ -283,7 +282,7 @@ def start_pool(
         turn=turn,
         stall_timeout=job.settings.workers.stall_timeout,
         retries=job.settings.workers.retries,
-        growth=growth_limit(psutil.virtual_memory().total, job.placement.workers),
+        growth=growth_limit(host_memory().total, job.placement.workers),
         on_event=recording(folder, events),
     )
 

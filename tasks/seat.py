@@ -22,8 +22,16 @@ START_SECONDS = 3600.0  # a large model from a slow disk says nothing while it l
 SILENCE_SECONDS = 60.0
 START_SILENCE_SECONDS = 600.0  # libraries from a slow disk hold the interpreter while they are loaded
 MAX_RESTART_DELAY_SECONDS = 30.0
-ALONE_DEATHS = 8
-"""Deaths in a row that a seat may have with shards that are suspected, on top of those that count against itself."""
+ALONE_DEATHS = 64
+"""Deaths that a seat may have with suspected shards, on top of those that count against itself, while nothing survives.
+
+A search has its own end (data.suspect), but where every row kills, the device is to blame and not the rows. The first
+bad row of a shard of 2^n costs n + 4 deaths and one right beside it three at most, after which others survive: so this
+is some 16 neighbours in the largest shards, and no limit to those that lie apart or in other shards.
+"""
+
+SURVIVED = "survived"
+"""A worker's message that it has computed a trial of a suspected shard and lives."""
 
 Event = dict[str, Any]
 
@@ -52,7 +60,7 @@ class Seat:
     moved: float = 0.0  # of the last sign of progress
     work: float | None = None  # what the worker last said it had done; the same again is no progress
     failures: int = 0  # deaths in a row without a finished shard
-    suspected: int = 0  # the same with a shard that had the worker to itself: the shard's fault rather than the seat's
+    suspected: int = 0  # with a shard that had the worker to itself, since the seat has survived any part of a shard
     restart_at: float = 0.0
     refused: bool = False
     """Whether its last process failed its canaries."""
@@ -74,6 +82,13 @@ class Seat:
             self.failures > self.retries or self.suspected + self.failures > self.retries + ALONE_DEATHS
         )
 
+    @property
+    def stopped(self) -> Event | None:
+        """What to tell if its worker is ended with the run: the shards that it holds are not to blame."""
+        if self.child is None or not (self.ready and self.held):
+            return None
+        return {"worker": self.index, "event": "stopped", "shards": list(self.held), "pid": self.child.pid}
+
     def take(self, child: Child) -> None:
         """A new process has the seat."""
         self.child, self.ready, self.leaving, self.work = child, False, False, None
@@ -92,6 +107,8 @@ class Seat:
         if message["event"] == BEAT or (message["event"] == "progress" and message.get("work") == self.work):
             return
         self.moved, self.work = now, message.get("work")
+        if message["event"] == SURVIVED:
+            self.suspected = 0
 
     def finish(self, shard: str) -> Given | None:
         """Take back a shard that the process has finished; None for one that it does not hold."""

@@ -8,10 +8,11 @@ then what is left to compute (`data.suspect` says which). Sequences that kill th
 from __future__ import annotations
 
 import time
-from collections import deque
-from typing import Final
+from collections import Counter, deque
+from collections.abc import Iterator
 
 from data.attempts import read_attempts, record_attempt, record_end
+from data.error_codes import Code
 from data.errors import RunError
 from data.run_folder import RunFolder
 from data.shards import Shard, read_prompts
@@ -19,7 +20,10 @@ from data.suspect import judge
 from engine.request import Completion, Request
 from tasks.settings import Settings
 
-WORKER_DIED: Final = "worker_died"
+_TROUBLES = {
+    Code.NAN_LOGITS: "the model gave logits that are not numbers",
+    Code.WORKER_DIED: "worker processes died",
+}
 
 
 class ShardInProgress:
@@ -41,6 +45,11 @@ class ShardInProgress:
         self._parts: deque[range] | None = None
         self._trial = False
         self._wanted: set[int] = set()
+
+    @property
+    def trial(self) -> bool:
+        """Whether the results of the part under way are dropped."""
+        return self._trial
 
     @property
     def missing(self) -> int:
@@ -81,6 +90,14 @@ class ShardInProgress:
         """The results by slot."""
         return [self.results[slot] for slot in range(self.shard.sequences)]
 
+    def troubles(self) -> Iterator[tuple[str, str]]:
+        """What somebody should look into, since the run goes on without it: error codes, with a message each."""
+        codes = Counter(completion.error[0] for completion in self.results.values() if completion.error is not None)
+        for code, what in _TROUBLES.items():
+            if found := codes[code]:
+                count = len(self.results)
+                yield code.value, f"{what} for {found} of {count} sequences of shard {self.shard.id} ({code.value})"
+
     def survive(self) -> None:
         """Record that the attempt under way did not end its worker, although it gives no commit."""
         if self.attempt:
@@ -111,4 +128,4 @@ class ShardInProgress:
 
     def _error(self, slot: int) -> Completion:
         message = "computing it alone ended two worker processes"
-        return Completion(-1, error=(WORKER_DIED, message), prompt_tokens=len(self._prompts.ids[slot]))
+        return Completion(-1, error=(Code.WORKER_DIED.value, message), prompt_tokens=len(self._prompts.ids[slot]))

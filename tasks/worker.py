@@ -31,7 +31,8 @@ from engine.request import Completion, Engine
 from tasks.cache import job_answers
 from tasks.canary import CanaryFailed, Expected, Found, check_canaries, rounds_alike
 from tasks.repeats import Repeats
-from tasks.results import ResultTable, odd_rows
+from tasks.results import ResultTable
+from tasks.seat import SURVIVED
 from tasks.settings import Settings
 from tasks.shard_in_progress import ShardInProgress
 from tasks.weights_guard import WeightsGuard
@@ -157,10 +158,13 @@ class Worker:
             work.take(completion.id - base, completion)
         except RunError as error:
             raise MixedUp(str(error)) from None
-        self._counts["sequences"] += 1
-        self._counts["input_tokens"] += completion.prompt_tokens
-        self._counts["output_tokens"] += len(completion.token_ids)
+        if not work.trial:  # what is dropped brings nobody nearer to the end
+            self._counts["sequences"] += 1
+            self._counts["input_tokens"] += completion.prompt_tokens
+            self._counts["output_tokens"] += len(completion.token_ids)
         if not work.missing:
+            if work.trial:
+                self._mailbox.send({"event": SURVIVED, "shard": work.shard.id})
             self._go_on(base)
 
     def _check_owed(self) -> None:
@@ -185,8 +189,8 @@ class Worker:
         )
         self._guard.committed(work.shard.id)
         self._keep(work, results)
-        for warning in odd_rows(work.shard.id, completions):
-            self._mailbox.send(warning)
+        for code, message in work.troubles():
+            self._mailbox.send({"event": "warning", "code": code, "message": message})
         self._tell(at_once=True)
         self._mailbox.send(
             {

@@ -127,13 +127,13 @@ def check(root: Path, scenario: str) -> dict[str, Any]:
 def after_crash(root: Path, scenario: str) -> dict[str, Any]:
     """Before resuming: a manifest tells the truth, the replaced result exists, commits have their data."""
     lab = make(root, scenario)
-    target = Target.at(lab.target)
+    target = Target.at(lab.target, lab.run)
     problems = []
     manifest = target.read_manifest()
     if manifest is not None:
         verify_published(lab.target)
     if scenario == "fresh" and manifest is None:
-        old = [path for path in target.siblings(lab.run.id, "old") if (path / "_manifest.json").exists()]
+        old = [path for path in target.siblings("old") if (path / "_manifest.json").exists()]
         if not old:
             problems.append("the older result is gone before the new one is complete")
     ledger = Ledger(lab.run)

@@ -105,6 +105,24 @@ def test_what_a_crash_kept_from_being_deleted_goes_the_next_time(done: Any) -> N
     assert [path.name for path in leftovers if path.exists()] == []
 
 
+def test_the_result_of_another_ledger_deletes_nothing_of_this_one(done: Any, new_lab: Any, tmp_path: Any) -> None:
+    """Both are of the same run; this one has committed a part of its work, for an output of its own."""
+    done.publish()
+    other = new_lab(tmp_path / "other", ROWS, output=done.output)
+    windows = other.windows()
+    other.work(windows[0].shards)
+    manifest = prepare_output(other.run, done.output)
+    assert manifest is not None
+    assert manifest.complete
+    finish(other.run, done.output, manifest)
+    assert other.publish() == manifest
+    assert len(list(other.run.shards.iterdir())) == len(windows[0].shards)
+    other.output = settings(other)
+    other.compute()
+    assert other.publish().complete
+    assert other.rows() == done.rows()
+
+
 def test_over_budget_publishes_nothing_and_a_higher_budget_computes_nothing(lab: Callable[..., Any]) -> None:
     made = lab(ROWS)
     made.output = settings(made, error_budget=0.1)

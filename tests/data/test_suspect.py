@@ -144,3 +144,11 @@ def test_only_the_process_that_died_is_blamed(run: RunFolder) -> None:
     (run.attempts / "s.2.json").write_text("{")
     with pytest.raises(RunError, match=r"s\.2\.json is damaged"):
         read_attempts(run, "s")
+
+
+def test_a_trial_that_was_stopped_shows_nothing(run: RunFolder) -> None:
+    for _ in range(2):
+        record_end(run, "s", record_attempt(run, "s", 0), "died")
+    for _ in range(3):
+        record_end(run, "s", record_attempt(run, "s", 0, range(2), trial=True), "stopped")
+        assert judge("s", 4, read_attempts(run, "s")).trial == range(2)

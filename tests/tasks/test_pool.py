@@ -243,7 +243,8 @@ def test_what_is_in_flight_at_the_deadline_is_given_up(make_pool: MakePool, even
     pool.close()
     assert not any(psutil.pid_exists(event["pid"]) for event in events if event["event"] == "started")
     assert not pool.open
-    assert events[-1] == {"event": "deadline", "given_up": 1, "waiting": 1}
+    assert events[-2] == {"event": "deadline", "given_up": 1, "waiting": 1}
+    assert (events[-1]["event"], events[-1]["shards"]) == ("stopped", ["s0"])
 
 
 def test_workers_end_with_a_killed_driver(tmp_path: Path) -> None:

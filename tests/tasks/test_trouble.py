@@ -25,6 +25,7 @@ from tasks.endings import NoWorkers
 from tasks.events import EventLog
 from tasks.job import RunOptions, prepare
 from tasks.outcome import warnings
+from tasks.planner import plan_options
 from tasks.progress import Progress
 from tasks.run import OpenRun, start_pool
 from tasks.stages import run_lot
@@ -37,9 +38,12 @@ ROWS = 200
 class Bench:
     """One input whose row numbers are the second token of its prompts, and runs over it."""
 
-    def __init__(self, root: Path, trouble: dict[int, int], workers: int, stall: float) -> None:
-        self.root, self.trouble = root, trouble
-        rows = [{"ids": [trouble.get(row, 5), row, *range(50, 60 + row % 5)]} for row in range(ROWS)]
+    def __init__(self, root: Path, trouble: dict[int, int], workers: int, stall: float, count: int) -> None:
+        self.root, self.trouble, self.count = root, trouble, count
+        rows = [
+            {"ids": [trouble.get(row, 5), row % 3000, *range(50, 60 + row % 5), *[50] * (row // 3000)]}
+            for row in range(count)
+        ]
         pq.write_table(pa.Table.from_pylist(rows), root / "in.parquet")
         given: dict[str, dict[str, Any]] = {
             "input": {"path": str(root / "in.parquet")},
@@ -65,8 +69,9 @@ class Bench:
         try:
             while (window := run.planner.next()) is not None and not window.last:
                 pass
-            for shard in run.windows[0].shards:
-                run_lot.fn(run, [shard])
+            for window in run.windows:
+                for shard in window.shards:
+                    run_lot.fn(run, [shard])
         finally:
             run.stop(0.0)
         return run
@@ -83,7 +88,7 @@ class Bench:
                     row = rows[shard.index, result["slot"]]
                     assert row not in found
                     found[row] = (result["output"], result["code"])
-        assert sorted(found) == list(range(ROWS))
+        assert sorted(found) == list(range(self.count))
         return found
 
     @property
@@ -104,13 +109,13 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeBench:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     made = 0
 
-    def make(trouble: dict[int, int] | None = None, workers: int = 2, stall: float = 60.0) -> Bench:
+    def make(trouble: dict[int, int] | None = None, workers: int = 2, stall: float = 60.0, rows: int = ROWS) -> Bench:
         nonlocal made
         made += 1
         root = tmp_path / str(made)
         root.mkdir()
         monkeypatch.setenv("TROUBLE", str(root))
-        return Bench(root, trouble or {}, workers, stall)
+        return Bench(root, trouble or {}, workers, stall, rows)
 
     return make
 
@@ -146,6 +151,21 @@ def test_a_row_that_kills_its_worker_becomes_an_error_row_and_the_others_are_ans
 def batches(lab: Bench) -> list[tuple[int, list[int]]]:
     """What each process computed together: its id, and the rows."""
     return [tuple(json.loads(line)) for line in (lab.root / "batches").read_text().splitlines()]
+
+
+def test_a_single_worker_outlives_the_search_for_two_rows_of_a_large_shard(
+    bench: MakeBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab = bench({1000: trouble.KILL, 3000: trouble.KILL}, workers=1, rows=4096)
+    monkeypatch.setattr(running, "plan_options", lambda given: replace(plan_options(given), shard_tokens=10**9))
+    monkeypatch.setattr("data.sharding.MIN_SHARDS", 1)
+    counted: list[int] = []
+    monkeypatch.setattr(Progress, "_on_progress", lambda _, event: counted.append(event["sequences"]))
+    run = lab.answer()
+    assert [shard.sequences for shard in run.windows[0].shards] == [4096]
+    assert {row for row, (_, code) in lab.results(run).items() if code} == {1000, 3000}
+    assert len(lab.deaths) > 16
+    assert max(counted) == 4094, "trials are no progress"
 
 
 def test_the_row_that_is_judged_died_twice_alone_and_first_in_its_process(bench: MakeBench) -> None:
@@ -194,6 +214,21 @@ def test_the_search_goes_on_after_the_driver_was_killed(bench: MakeBench) -> Non
     tried = [(attempt.first, attempt.stop) for attempt in after if attempt.trial]
     # A trial that the first driver's end cut short may be repeated, and the row itself has two.
     assert len(tried) <= len(set(tried)) + 2
+
+
+def test_a_run_that_is_stopped_again_and_again_suspects_no_shard(bench: MakeBench) -> None:
+    lab = bench({100: trouble.HANG}, workers=1)
+    for _ in range(4):
+        (lab.root / f"once-{trouble.HANG}").unlink(missing_ok=True)
+        run = lab.open()
+        run.planner.plan_ahead()
+        (shard,) = [s for s in run.windows[0].shards if 100 in rows_of(lab, s.index)]
+        assert run.answers([shard])[shard.id]
+        while not (lab.root / f"once-{trouble.HANG}").exists():
+            time.sleep(0.1)
+        run.stop(0.0)
+    ends = [(attempt.end, attempt.deaths) for attempt in read_attempts(lab.folder, shard.id)]
+    assert ends == [("stopped", 0.0)] * 4
 
 
 def rows_of(lab: Bench, index: int) -> list[int]:

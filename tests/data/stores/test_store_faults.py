@@ -216,6 +216,28 @@ def test_a_lease_is_renewed(bench: Bench, done: Any, monkeypatch: pytest.MonkeyP
     assert bench.names() == []
 
 
+@pytest.mark.parametrize("method", ["PUT", "DELETE"])
+def test_a_store_that_does_not_answer_holds_no_end_up(
+    bench: Bench, done: Any, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither a renewal under way nor the deletion is waited for longer than a moment."""
+    monkeypatch.setattr("data.lease.RENEW_SECONDS", 0.05)
+    monkeypatch.setattr("data.lease.END_SECONDS", 0.3)
+    healed, asked = threading.Event(), threading.Event()
+
+    def hang() -> None:
+        asked.set()
+        healed.wait(20)
+
+    with destination(bench.url, done.run).lock():
+        bench.store.plant(method, "_lease", "before", times=100, hook=hang)
+        assert method == "DELETE" or asked.wait(20)
+        ended = time.monotonic()
+    assert time.monotonic() - ended < 5
+    assert asked.is_set()
+    healed.set()
+
+
 def test_two_drivers_at_once_leave_one_whole_result(bench: Bench, done: Any, new_lab: Any, tmp_path: Any) -> None:
     other = other_run(done, tmp_path, new_lab)
     outcomes: list[Any] = []
@@ -254,14 +276,36 @@ def test_a_store_that_cannot_be_used_is_told_before_anything_is_started(
     with pytest.raises(InputError, match=r"no permission \(AccessDenied\)"):
         destination(bench.url, done.run).preflight()
     bench.store.heal()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    with pytest.raises(InputError, match="cannot be used"):
-        destination(bench.url, done.run).preflight()
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nowhere")
     with pytest.raises(InputError, match="Unable to locate credentials"):
         destination(bench.url, done.run).preflight()
+
+
+def test_a_store_that_is_down_at_the_start_is_no_wrong_setting(
+    bench: Bench, done: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What another try may find in order is for a scheduler to try again."""
+    for status, code in ((503, "SlowDown"), (400, "ExpiredToken")):
+        bench.store.plant("PUT", "_probe", "refuse", times=3, status=status, code=code)
+        with pytest.raises(StoreError, match=code):
+            destination(bench.url, done.run).preflight()
+        bench.store.heal()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    with pytest.raises(StoreError, match="run again to resume"):
+        destination(bench.url, done.run).preflight()
+
+
+def test_probes_that_a_killed_start_has_left_are_deleted_by_the_next_one(bench: Bench, done: Any) -> None:
+    bench.put("_probe-of-another", b"probe")
+    bench.store.plant("DELETE", "_probe", "refuse", times=3)
+    with pytest.raises(StoreError):
+        destination(bench.url, done.run).preflight()
+    assert len(bench.names()) == 2
+    bench.store.heal()
+    destination(bench.url, done.run).preflight()
+    assert bench.names() == ["_probe-of-another"]
 
 
 def test_a_store_that_fails_while_it_is_looked_at_replaces_nothing(bench: Bench, done: Any) -> None:
