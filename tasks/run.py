@@ -45,7 +45,7 @@ from tasks.rehearsal import Rehearsal
 from tasks.seat import Event
 from tasks.summary import RunReport
 from tasks.turns import Turn, turn_of
-from tasks.worker import WorkerOrder, order_message
+from tasks.worker_order import WorkerOrder
 
 WORKER_TARGET = "tasks.worker:main"
 DRAIN_SECONDS = 10.0
@@ -269,7 +269,7 @@ def start_pool(
             expected=expected.model_copy(update={"worker": index}),
             others=placed.workers > 1,
         )
-        child.send(order_message(order))
+        child.send(order.to_message())
         return child
 
     shardwise = job.settings.engine.shardwise

@@ -14,10 +14,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from pydantic import BaseModel, ConfigDict
+from typing import TYPE_CHECKING
 
 from data.checkpoint import Checkpoint
 from data.errors import InputError, RunError
@@ -29,13 +26,13 @@ from engine.child import Mailbox
 from engine.importing import without_collections
 from engine.request import Completion, Engine
 from tasks.cache import job_answers
-from tasks.canary import CanaryFailed, Expected, Found, check_canaries, rounds_alike
+from tasks.canary import CanaryFailed, Found, check_canaries, rounds_alike
 from tasks.repeats import Repeats
 from tasks.results import ResultTable
 from tasks.seat import SURVIVED
-from tasks.settings import Settings
 from tasks.shard_in_progress import ShardInProgress
 from tasks.weights_guard import WeightsGuard
+from tasks.worker_order import WorkerOrder
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -44,21 +41,6 @@ if TYPE_CHECKING:
     from tasks.engines import BuiltEngine
 
 PROGRESS_SECONDS = 0.5
-
-
-class WorkerOrder(BaseModel):
-    """What a worker is told at its start."""
-
-    model_config = ConfigDict(frozen=True)
-
-    worker: int
-    run: Path
-    settings: Settings
-    device: str
-    threads: int
-    expected: Expected = Expected()
-    others: bool = False
-    """Whether the run has other workers, which can repeat rows of this one."""
 
 
 class MixedUp(RunError):
@@ -297,8 +279,3 @@ def main(mailbox: Mailbox) -> None:
     seconds = time.monotonic() - started
     mailbox.send({"event": "ready", "seconds": seconds, "device": order.device, "precision": built.precision})
     Worker(mailbox, order, built.engine, table, context, watch).serve()
-
-
-def order_message(order: WorkerOrder) -> dict[str, Any]:
-    """The order as the JSON object that `main` reads."""
-    return order.model_dump(mode="json", by_alias=True)

@@ -10,7 +10,8 @@ from data.checkpoint import Checkpoint
 from engine.child import Mailbox
 from engine.request import Completion
 from tasks.results import ResultTable
-from tasks.worker import Worker, WorkerOrder
+from tasks.worker import Worker
+from tasks.worker_order import WorkerOrder
 from tests.scale.instant_worker import InstantEngine
 
 

@@ -29,7 +29,8 @@ from tasks.hits import Hits, count_hits
 from tasks.job import Job, RunOptions, cached_answers, prepare
 from tasks.planner import plan_options
 from tasks.results import ResultTable
-from tasks.worker import Worker, WorkerOrder
+from tasks.worker import Worker
+from tasks.worker_order import WorkerOrder
 from tests.flows.conftest import MODEL
 
 

@@ -22,7 +22,7 @@ from tasks.canary import Expected
 from tasks.canary_records import Records, outvoted, remember
 from tasks.configuration import load_settings
 from tasks.job import Job, RunOptions, prepare
-from tasks.worker import WorkerOrder, order_message
+from tasks.worker_order import WorkerOrder
 from tests.flows.conftest import MODEL, ROOT
 
 Start = Callable[..., dict[str, Any]]
@@ -74,7 +74,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
                 update={"worker": worker, **expected}
             ),
         )
-        child.send(order_message(order))
+        child.send(order.to_message())
         assert wait([child.connection], 120)
         message = child.receive()
         assert message is not None, log.read_text()

@@ -17,7 +17,8 @@ from data.checkpoint import Checkpoint
 from engine.child import Mailbox
 from engine.request import Completion, Request
 from tasks.results import ResultTable
-from tasks.worker import Worker, WorkerOrder
+from tasks.worker import Worker
+from tasks.worker_order import WorkerOrder
 
 KILL, ABORT, ILLEGAL, NAN, LOSE, SWAP, TWICE, HANG, MEMORY, STOP = range(40, 50)
 """First tokens of prompts that make trouble."""
