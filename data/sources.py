@@ -99,8 +99,6 @@ def list_sources(path: str) -> tuple[Source, ...]:
     scheme = path.split("://", 1)[0] if "://" in path else ""
     if "::" in path or (scheme and scheme not in SCHEMES):
         raise InputError(f"{path}: only {', '.join(SCHEMES)} URLs are read")
-    if scheme in ("s3", "s3a", "gs", "gcs") and "@" in path.split("/")[2]:
-        raise InputError("input.path holds credentials: leave them to the environment")  # and are not repeated here
     if scheme in ("", "file", "local"):
         found = list(_local(path[len(scheme) + 3 :] if scheme else path))
     else:

@@ -105,9 +105,3 @@ def test_without_credentials_or_a_store_the_input_is_refused(bench: Bench, monke
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nowhere")
     with pytest.raises(InputError, match=r"s3://.*cannot be read|no permission"):
         opened(bench)
-
-
-def test_credentials_in_a_url_are_refused_and_not_repeated(bench: Bench) -> None:
-    with pytest.raises(InputError, match="credentials") as found:
-        Dataset.open(InputSettings(path=f"s3://key:secret@{bench.bucket}/in"))
-    assert "secret" not in str(found.value)
