@@ -62,7 +62,8 @@ def find_folds(layer: nn.Module, run: Callable[[], Tensor], entry: Tensor) -> li
     change = (wanted.float() - entry.float().to(wanted.device)).norm()
     found = []
     for fold in folds:
-        for offset in (0.0, 1.0):
+        offsets = (0.0,) if isinstance(layer.get_submodule(fold.source), nn.Linear) else (0.0, 1.0)
+        for offset in offsets:
             trial = replace(fold, offset=offset)
             if (_tried(layer, trial, run).float() - wanted.float()).norm() <= _SAME * change:
                 found.append(trial)

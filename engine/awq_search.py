@@ -126,8 +126,8 @@ def kept_ranges(name: str, weight: Tensor, gram: Tensor, scheme: Int4, settings:
         return None
     shares = [1 - step / settings.clip_steps for step in range(int(settings.clip_most * settings.clip_steps) + 1)]
     kept = []
-    for rows in weight.split(_ROWS):
-        grouped = scheme.grouped(rows)
+    for start in range(0, len(weight), _ROWS):
+        grouped = scheme.grouped(weight[start : start + _ROWS])
         best = grouped.new_full(grouped.shape[:2], torch.inf)
         share_of = torch.ones_like(best)
         for share in shares:

@@ -100,7 +100,7 @@ class LayerQuantizer:
         return [self._stream.run(self._stream.layers[index], index, entry).cpu() for entry in entries]
 
     def _fold(self, index: int, seen: _Statistics, entries: Sequence[Activations]) -> int:
-        """Search the scales of each fold and move them, in the order in which the layer computes; how many there are."""
+        """Search each fold's scales and move them, in the order in which the layer computes; the number of folds."""
         layer, probe = self._stream.layers[index], entries[0]
         folds = find_folds(layer, lambda: self._stream.run(layer, index, probe), probe.hidden)
         search = ScaleSearch(self._stream, index, self._scheme, self._settings)
@@ -125,7 +125,7 @@ class LayerQuantizer:
         self, index: int, linears: dict[str, nn.Linear], kept: dict[str, Tensor], seen: _Statistics
     ) -> dict[str, Tensor]:
         """All tensors of the layer as they are to be stored."""
-        tensors = {}
+        tensors: dict[str, Tensor] = {}
         for name, tensor in self._stream.layers[index].state_dict().items():
             linear = name.removesuffix(".weight")
             if linear in linears and linear != name:

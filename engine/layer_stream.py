@@ -57,7 +57,8 @@ class LayerStream:
         config = AutoConfig.from_pretrained(str(folder), local_files_only=True)
         check_config(config)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, attn_implementation=attention.NAME)
+            models: Any = AutoModelForCausalLM
+            model = models.from_config(config, attn_implementation=attention.NAME)
         assert isinstance(model, PreTrainedModel)
         check_model(model)
         model.requires_grad_(False)

@@ -1,8 +1,8 @@
 """A quantized checkpoint on its way to disk, layer by layer, so that a kill at any time loses no finished layer.
 
 Beside the output stands a hidden folder. A layer's tensors are written to a private file there, synced and renamed to
-the shard's name; then, likewise, a record of the shard's digest, which is the only thing that a restart trusts. When all
-shards are there, the index and the copied files follow and config.json, without which nothing is a model; then the
+the shard's name; then, likewise, a record of the shard's digest, which is the only thing that a restart trusts. When
+all shards are there, the index and the copied files follow and config.json, without which nothing is a model; then the
 whole is renamed to the output. What is recorded at the start says which model, settings and rows the work belongs to,
 so that shards of two different runs never meet. One process at a time works there, by a lock that dies with it.
 """
@@ -16,6 +16,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,10 @@ class QuantizedWriter:
         self._opened = ExitStack()
 
     def __enter__(self) -> QuantizedWriter:
-        if self._output.is_dir() and any(self._output.iterdir()) or self._output.is_file():
-            raise ValueError(f"output {self._output} exists already; name another folder or delete it")
+        if self._output.is_file() or (self._output.is_dir() and any(self._output.iterdir())):
+            if self._model.exists() or not (self._work / "identity.json").exists():
+                raise ValueError(f"output {self._output} exists already; name another folder or delete it")
+            self._model = self._output  # a kill came between the renaming and the cleaning up
         self._work.mkdir(parents=True, exist_ok=True)
         with self._opened:
             self._lock()
@@ -97,6 +100,15 @@ class QuantizedWriter:
 
     def publish(self, source: Path, config: Mapping[str, Any]) -> None:
         """Add the index, the files of the folder `source` that are no weights, and the config; then be the output."""
+        if self._model != self._output:
+            self._complete(source, config)
+            if self._output.exists():
+                self._output.rmdir()  # empty, as was checked
+            os.rename(self._model, self._output)
+            _sync(self._output.parent)
+        shutil.rmtree(self._work)
+
+    def _complete(self, source: Path, config: Mapping[str, Any]) -> None:
         places: dict[str, str] = {}
         total = 0
         for shard in range(self._shards):
@@ -106,17 +118,12 @@ class QuantizedWriter:
             total += file.stat().st_size
         for path in sorted(source.iterdir()):
             if path.is_file() and path.name != "config.json" and not path.name.endswith(_WEIGHTS):
-                self._put(self._model / path.name, lambda target, path=path: shutil.copyfile(path, target))
+                self._put(self._model / path.name, partial(shutil.copyfile, path))
             elif path.is_dir() and path.name in _FOLDERS:
                 shutil.copytree(path, self._model / path.name, dirs_exist_ok=True)
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
         self._write_json(self._model / "model.safetensors.index.json", index)
         self._write_json(self._model / "config.json", config)
-        if self._output.exists():
-            self._output.rmdir()  # empty, as was checked
-        os.rename(self._model, self._output)
-        _sync(self._output.parent)
-        shutil.rmtree(self._work)
 
     def _name(self, shard: int) -> str:
         return f"model-{shard + 1:05d}-of-{self._shards:05d}.safetensors"

@@ -70,6 +70,8 @@ class Quantizer:
         self.output = self._folder.resolve().with_name(name) if output is None else Path(output).absolute()
         self._rows = [np.asarray(row) for row in calibration]
         self._device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if self._device.type == "cuda" and self._device.index is None:
+            self._device = torch.device("cuda", torch.cuda.current_device())
         self._progress = progress
         self._config = self._read_config()
 

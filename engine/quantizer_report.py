@@ -29,7 +29,7 @@ class QuantizationReport(BaseModel):
     layers: tuple[LayerReport, ...]
     bytes_before: int  # of all tensors
     bytes_after: int
-    seconds: float  # over all attempts
+    seconds: float  # of this call; a layer done by an earlier one has its own
 
     @property
     def linear_bytes_before(self) -> int:
