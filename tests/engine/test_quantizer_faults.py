@@ -42,7 +42,7 @@ quantized(Path(folder), Path(output), progress=progress)
 
 
 def test_a_killed_quantization_goes_on_to_the_same_bytes(model_folders: dict[str, Path], tmp_path: Path) -> None:
-    """Killed behind the first layer, between a shard and its record, before config.json, before and behind the renaming."""
+    """Behind the first layer, between a shard and its record, before config.json, before and behind the renaming."""
     source = model_folders["qwen3"]
     whole = quantized(source, tmp_path / "whole")
     output, work = tmp_path / "out", tmp_path / ".out.quantizing"
