@@ -10,6 +10,7 @@ Only dense decoders whose tensors are stored under the names of their modules ar
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -146,6 +147,7 @@ class LayerStream:
             yield layer
         finally:
             layer.to("meta")
+            _give_memory_back()
 
     def load(self, index: int) -> None:
         """Give layer `index` the weights of the files, whatever it holds."""
@@ -185,6 +187,13 @@ def first(output: Any) -> Tensor:
     found = output[0] if isinstance(output, tuple) else output
     assert isinstance(found, Tensor)
     return found
+
+
+def _give_memory_back() -> None:
+    """glibc keeps what is freed in pieces of up to 32 MB, as most weights are, and by and by holds the whole model."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries lack it
+    if trim is not None:
+        trim(0)
 
 
 class _Note(nn.Module):
