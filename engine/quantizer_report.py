@@ -6,7 +6,10 @@ from pydantic import BaseModel, ConfigDict
 
 
 class LayerReport(BaseModel):
-    """One decoder layer. Errors are of its change to the hidden states, over all calibration tokens."""
+    """One decoder layer. Errors are of its change to the hidden states, over all calibration tokens.
+
+    On a GPU they contain the rounding of the hidden states to 16 bits, which the search does not see.
+    """
 
     model_config = ConfigDict(frozen=True)
 

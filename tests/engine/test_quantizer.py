@@ -139,6 +139,24 @@ def test_methods_that_calibrate_nothing_need_no_rows(model_folders: dict[str, Pa
     same_weights(ours(tmp_path / "out"), ours(tmp_path / "other"))
 
 
+def test_files_in_parts_and_without_a_head(model_folders: dict[str, Path], tmp_path: Path) -> None:
+    """Shards of the source are no shards of the result; a model without a head has names without a prefix."""
+    whole = AutoModelForCausalLM.from_pretrained(model_folders["qwen3"])
+    whole.save_pretrained(tmp_path / "parts", max_shard_size="100KB")
+    whole.model.save_pretrained(tmp_path / "bare")
+    for name, source in (("one", model_folders["qwen3"]), ("two", tmp_path / "parts"), ("three", tmp_path / "bare")):
+        quantized(source, tmp_path / name)
+    assert len(list((tmp_path / "parts").glob("*.safetensors"))) > 4
+    one, two, three = (
+        {name: tensor for file in (tmp_path / folder).glob("*.safetensors") for name, tensor in load_file(file).items()}
+        for folder in ("one", "two", "three")
+    )
+    assert one.keys() == two.keys() == {f"model.{name}" for name in three} | {"lm_head.weight"}
+    assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
+    assert all(torch.equal(tensor, one[f"model.{name}"]) for name, tensor in three.items())
+    load_model(tmp_path / "three", dtype=torch.float32, device=CPU, head=False)
+
+
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [

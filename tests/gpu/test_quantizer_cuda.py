@@ -37,8 +37,8 @@ def test_errors_are_those_of_a_cpu(method: str, bits: int, tmp_path: Path) -> No
         assert one.folds == other.folds
         assert one.error_after is not None
         assert other.error_after is not None
-        # bfloat16 itself is worth about half a hundredth.
-        assert one.error_after == pytest.approx(other.error_after, rel=0.1, abs=0.006)
+        # The hidden states themselves are rounded to bfloat16, and are larger than what a layer adds to them.
+        assert one.error_after == pytest.approx(other.error_after, rel=0.1, abs=0.02)
     load_model(tmp_path / "cuda", dtype=torch.bfloat16, device=CUDA)
 
 
