@@ -31,14 +31,39 @@ def encode(weight: torch.Tensor, group_size: int) -> tuple[torch.Tensor, torch.T
     if inputs % group_size or group_size % 8 or outputs % 8:
         raise ValueError(f"a weight of {outputs} x {inputs} cannot be packed to int4 in groups of {group_size}")
     grouped = weight.float().view(outputs, -1, group_size)
-    low, high = grouped.amin(-1).clamp(max=0), grouped.amax(-1).clamp(min=0)
+    scales, zeros = grid(grouped.amin(-1), grouped.amax(-1), weight.dtype)
+    return pack(levels(grouped, scales, zeros).view(outputs, inputs)), scales, pack_zeros(zeros)
+
+
+def grid(low: torch.Tensor, high: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scales in `dtype` and whole zero points 0..15 (float32) whose 16 levels reach from low to high and hold zero.
+
+    All are [out, groups].
+    """
+    low, high = low.clamp(max=0), high.clamp(min=0)
     # Rounding the scale to the weight's dtype must not shrink the range, or the extremes would miss by more.
-    scales = ((high - low) / 15 * (1 + torch.finfo(weight.dtype).eps)).to(weight.dtype)
-    scales = scales.where(scales > 0, 1)
-    step = scales.float()
-    zeros = (-low / step).round().clamp(0, 15)
-    values = (grouped / step.unsqueeze(-1)).round().add(zeros.unsqueeze(-1)).clamp(0, 15)
-    return _pack(values.view(outputs, inputs)), scales, _pack(zeros.t()).t().contiguous()
+    scales = _not_zero(((high - low) / 15 * (1 + torch.finfo(dtype).eps)).to(dtype))
+    return scales, (-low / scales.float()).round().clamp(0, 15)
+
+
+def symmetric_grid(largest: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same for levels around zero up to the magnitude `largest` [out, groups], as compressed-tensors has them."""
+    scales = _not_zero((largest / 7.5 * (1 + torch.finfo(dtype).eps)).to(dtype))
+    return scales, torch.full_like(largest, SYMMETRIC_ZERO)
+
+
+def _not_zero(scales: torch.Tensor) -> torch.Tensor:
+    return scales.where(scales > 0, 1)
+
+
+def levels(grouped: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor) -> torch.Tensor:
+    """The nearest whole levels 0..15, float32, of weights [out, groups, inputs of a group]."""
+    return (grouped / scales.float().unsqueeze(-1)).round_().add_(zeros.unsqueeze(-1)).clamp_(0, 15)
+
+
+def pack_zeros(zeros: torch.Tensor) -> torch.Tensor:
+    """int32 [out / 8, groups] of zero points [out, groups]."""
+    return pack(zeros.t()).t().contiguous()
 
 
 def unpack_pairs(pairs: torch.Tensor, steps: torch.Tensor, zeros: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -65,7 +90,7 @@ def zeros_of(packed: torch.Tensor) -> torch.Tensor:
 
 def pairs_of_awq(qweight: torch.Tensor) -> torch.Tensor:
     """uint8 [out, in / 2] of AutoAWQ's int32 [in, out / 8]."""
-    return pairs_of(_pack(_deinterleave(_unpack(qweight)).t()))
+    return pairs_of(pack(_deinterleave(_unpack(qweight)).t()))
 
 
 def zeros_of_awq(qzeros: torch.Tensor) -> torch.Tensor:
@@ -102,7 +127,7 @@ def _weight(
     return product.view(outputs, -1).to(dtype)
 
 
-def _pack(values: torch.Tensor) -> torch.Tensor:
+def pack(values: torch.Tensor) -> torch.Tensor:
     """int32 [rows, columns / 8] of whole values 0..15 [rows, columns]; the first lies in the lowest bits."""
     pairs = values.to(torch.uint8).contiguous().view(len(values), -1, 2)
     return (pairs[..., 0] | (pairs[..., 1] << 4)).view(torch.int32)

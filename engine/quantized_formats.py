@@ -1,9 +1,9 @@
 """How quantized checkpoints store a linear layer: which tensors, of which shapes, and what they amount to.
 
-AutoAWQ's "gemm" int4 (github.com/casper-hansen/AutoAWQ) and compressed-tensors' "pack-quantized" int4 and
-"float-quantized" FP8 (github.com/vllm-project/compressed-tensors). The layers that a config lists as left out need no
-look: their tensors have ordinary names. What the checkpoint says of activations is not used: which precision the engine
-computes in is its own setting. Reading the tensors is left to engine.quantized.
+AutoAWQ's "gemm" int4 (github.com/casper-hansen/AutoAWQ) and compressed-tensors' "pack-quantized" int4,
+"float-quantized" FP8 and "int-quantized" int8 (github.com/vllm-project/compressed-tensors). The layers that a config
+lists as left out need no look: their tensors have ordinary names. What the checkpoint says of activations is not used:
+which precision the engine computes in is its own setting. Reading the tensors is left to engine.quantized.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from engine import int4
 
 SUPPORTED = (
     "supported are awq (4 bits, version gemm, with zero points) and compressed-tensors "
-    "(pack-quantized with 4 bits, float-quantized with 8)"
+    "(pack-quantized with 4 bits, float-quantized and symmetric int-quantized with 8)"
 )
 
 
@@ -138,8 +138,8 @@ class PackQuantized(Int4Format):
 
 
 @dataclass(frozen=True)
-class FloatQuantized(Format):
-    """compressed-tensors FP8: weight float8_e4m3fn [out, in], weight_scale [out, 1] or a single one."""
+class EightBits(Format):
+    """compressed-tensors FP8 or int8: weight float8_e4m3fn or int8 [out, in], weight_scale [out, 1] or a single one."""
 
     anchor = "weight_scale"
     parts = ("weight", "weight_scale")
@@ -176,12 +176,13 @@ def read_format(quantization: Mapping[str, Any]) -> Format:
         _require("config_groups.format", group.get("format"), None, form)
     if form == "pack-quantized":
         return PackQuantized(frozenset(_int4_scheme(scheme) for scheme in weights))
-    if form == "float-quantized":
+    if form in ("float-quantized", "int-quantized"):
         for scheme in weights:
             _require("num_bits", scheme.get("num_bits"), 8)
-            _require("type", scheme.get("type"), "float")
+            _require("type", scheme.get("type"), form.removesuffix("-quantized"))
             _require("strategy", scheme.get("strategy"), "channel", "tensor")
-        return FloatQuantized()
+            _require("symmetric", scheme.get("symmetric", True), True)
+        return EightBits()
     raise ValueError(f"the checkpoint's compressed-tensors format {form!r} is not supported; {SUPPORTED}")
 
 

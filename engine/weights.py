@@ -31,7 +31,7 @@ _PIECE_AHEAD = 64 * 2**20  # beside a thread that imports, which gives the inter
 _BUFFERS = 8  # two for each of the four threads with which transformers reads
 _THREADS_AHEAD = 4
 
-_DTYPES = {
+DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
@@ -173,7 +173,7 @@ class StagedSource:
     @property
     def nbytes(self) -> int:
         """Bytes of the tensor."""
-        return math.prod(self._shape) * _DTYPES[self._dtype].itemsize
+        return math.prod(self._shape) * DTYPES[self._dtype].itemsize
 
     def prefetch(self) -> None:
         """Read the tensor now, for whoever asks for it first; nothing if somebody has. That one meets errors too."""
@@ -182,7 +182,7 @@ class StagedSource:
                 self._tensor = self._read()
 
     def _read(self) -> torch.Tensor:
-        tensor = torch.empty(self._shape, dtype=_DTYPES[self._dtype], device=self._staging.device)
+        tensor = torch.empty(self._shape, dtype=DTYPES[self._dtype], device=self._staging.device)
         self._staging.read(self._descriptor, self._offset, tensor.view(-1).view(torch.uint8))
         return tensor
 
@@ -197,7 +197,7 @@ def staged_sources(descriptor: int, staging: Staging) -> dict[str, StagedSource]
     header.pop("__metadata__", None)
     sources: dict[str, StagedSource] = {}
     for name, entry in header.items():
-        if entry["dtype"] not in _DTYPES:
+        if entry["dtype"] not in DTYPES:
             raise ValueError(f"weight {name} has dtype {entry['dtype']}, which is not supported")
         offset = 8 + length + entry["data_offsets"][0]
         sources[name] = StagedSource(descriptor, offset, entry["dtype"], entry["shape"], staging)

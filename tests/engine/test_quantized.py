@@ -311,6 +311,10 @@ def test_damaged_checkpoints_are_refused_by_name(
         (_int4(actorder="group"), "actorder = 'group'"),
         (_compressed("nvfp4-pack-quantized", num_bits=4), "format 'nvfp4-pack-quantized'"),
         (_compressed("float-quantized", num_bits=8, type="float", strategy="block"), "strategy = 'block'"),
+        (
+            _compressed("int-quantized", num_bits=8, type="int", strategy="channel", symmetric=False),
+            "symmetric = False",
+        ),
         (_int4() | {"sparsity_config": {"format": "sparse-24-bitmask"}}, "stored sparse"),
         (_int4() | {"transform_config": {"config_groups": {"u": {}}}}, "transforms its activations"),
     ],
