@@ -22,6 +22,7 @@ FIELDS = [
     "quant",
     "kv_dtype",
     "lengths",
+    "deterministic",
     "startup_s",
     "s",
     "rows_s",
