@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -82,6 +82,12 @@ class Records:
             make_folder(self.folder, 0o700)
             staged = stage(self._tmp, lambda file: file.write(json.dumps(content).encode()))
             os.replace(staged, self.folder / f"{key}.json")
+
+    def forget(self, keys: Iterable[str]) -> None:
+        """Have nothing recorded under these keys."""
+        for key in keys:
+            with suppress(OSError):
+                (self.folder / f"{key}.json").unlink(missing_ok=True)
 
     def prune(self, cap: int) -> None:
         """Drop the oldest records over this number."""

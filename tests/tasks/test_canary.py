@@ -144,6 +144,8 @@ def test_a_flipped_byte_between_two_runs_whose_digests_are_remembered(
     refused = start(job, "another")
     assert (refused["event"], refused["certain"]) == ("refused", True)
     assert "are damaged" in refused["message"]
+    flip_a_byte(model)
+    assert start(job, "another")["event"] == "ready", "the run goes on once the sound file is back"
 
 
 def test_a_layer_that_is_not_numbers(start: Start, tmp_path: Path, model: Path) -> None:
