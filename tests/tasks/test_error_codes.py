@@ -39,7 +39,7 @@ def test_the_codes_of_engines_are_registered() -> None:
 
 
 def test_every_code_is_made_somewhere() -> None:
-    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "data").glob("*.py")]
+    sources = [path.read_text(encoding="utf-8") for part in ("data", "tasks") for path in (ROOT / part).glob("*.py")]
     made = {name for text in sources for name in re.findall(r"Code\.([A-Z_0-9]+)", text)}
     assert {code.name for code in Code if code not in get_args(Failure)} <= made
 
