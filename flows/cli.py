@@ -251,7 +251,7 @@ def main() -> None:
 def _answer(job: Job, config: Path | None) -> RunReport:
     """Run the flow in this process, on the configured Prefect server or on one of the run's own."""
     from data.errors import InputError, RunError
-    from tasks.outage import outage_report
+    from tasks.outage import report_of
     from tasks.outcome import failed_report, verified_report
     from tasks.run import OPENED, opened
 
@@ -277,7 +277,7 @@ def _answer(job: Job, config: Path | None) -> RunReport:
     except failures as error:
         if run is None:
             raise
-        return failed_report(run, str(error)) if isinstance(error, ours) else outage_report(run, error)
+        return report_of(run, error, ours=isinstance(error, ours))
     except KeyboardInterrupt:
         if run is not None:
             _print(failed_report(run, "finished shards are kept", "interrupted"))

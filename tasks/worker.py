@@ -215,7 +215,8 @@ class Worker:
         try:
             yield
         except (OSError, RunError) as error:
-            traceback.print_exc()
+            with suppress(OSError):  # the log may lie on the disk that is full
+                traceback.print_exc()
             self._fail(shard, self._shards.pop(base) if base is not None else None, error)
 
     def _fail(self, shard: Shard, work: ShardInProgress | None, error: Exception) -> None:
