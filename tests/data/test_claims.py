@@ -81,6 +81,8 @@ def test_a_more_urgent_one_that_waits_and_is_killed_is_given_way_to_no_longer(tm
     assert mine.look() == []
     child, waits = driver(tmp_path, urgency=1)
     assert waits == 1
+    assert child.stdout is not None
+    assert child.stdout.readline(), "a program that is being started still shares the lock until it runs"
     found = mine.look()
     assert found is not None
     assert [claim.urgency for claim in found] == [1]
