@@ -112,12 +112,6 @@ class Progress:
             return self._unanswerable + self._scaled(self._errors)
 
     @property
-    def planned_errors(self) -> dict[str, int]:
-        """Rows without a prompt, by code; the codes of later errors are known when the result is read."""
-        with self._lock:
-            return dict(self._plan.errors)
-
-    @property
     def sequence_rate(self) -> float:
         """Sequences a second."""
         return self._rates(self._rate_seconds)[0]
@@ -160,11 +154,6 @@ class Progress:
             return None
         left = self.deadline.timestamp() - time.time()
         return against_deadline(left, self.eta_seconds, self.rows_total - self.rows_done)
-
-    @property
-    def elapsed_seconds(self) -> float:
-        """Seconds since the start, until the end."""
-        return self._now() - self._started
 
     @property
     def workers(self) -> tuple[WorkerView, ...]:

@@ -33,17 +33,10 @@ def family(target: str, log: Path) -> tuple[subprocess.Popen[bytes], psutil.Proc
     return driver, worker, grandchild
 
 
-def test_a_worker_in_a_call_that_holds_the_interpreter_ends_with_a_killed_driver(tmp_path: Path) -> None:
-    """And what it has started."""
-    driver, worker, grandchild = family("holding", tmp_path / "log")
-    with driver:
-        driver.kill()
-    worker.wait(timeout=10)
-    grandchild.wait(timeout=10)
-
-
-def test_what_a_worker_has_started_ends_with_a_killed_driver(tmp_path: Path) -> None:
-    driver, worker, grandchild = family("parent", tmp_path / "log")
+@pytest.mark.parametrize("kind", ["holding", "parent"])
+def test_a_worker_and_what_it_has_started_end_with_a_killed_driver(tmp_path: Path, kind: str) -> None:
+    """Also one that is in a call that holds the interpreter."""
+    driver, worker, grandchild = family(kind, tmp_path / "log")
     with driver:
         driver.kill()
     worker.wait(timeout=10)
