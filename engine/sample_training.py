@@ -16,7 +16,7 @@ import argparse
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -58,18 +58,20 @@ class Recipe:
     message_weight: float = 0.5
     seed: int = 1
     vocabulary: int = 3072
+    hidden: int = 256
     layers: int = 4
 
 
 def build_model(recipe: Recipe) -> Qwen3ForCausalLM:
-    """A freshly initialised model; tied embeddings, four query and two key heads of size 64."""
+    """A freshly initialised model; tied embeddings, heads of size 64, half as many of them for keys as for queries."""
+    heads = recipe.hidden // 64
     config = Qwen3Config(
         vocab_size=recipe.vocabulary,
-        hidden_size=256,
-        intermediate_size=768,
+        hidden_size=recipe.hidden,
+        intermediate_size=3 * recipe.hidden,
         num_hidden_layers=recipe.layers,
-        num_attention_heads=4,
-        num_key_value_heads=2,
+        num_attention_heads=heads,
+        num_key_value_heads=heads // 2,
         head_dim=64,
         max_position_embeddings=CONTEXT,
         tie_word_embeddings=True,
@@ -181,7 +183,7 @@ def main() -> None:
     for name in ("train", "dev", "output"):
         parser.add_argument(name, type=Path)
     defaults = Recipe()
-    for name in ("steps", "batch", "seed", "dropout", "random_tokens", "message_weight", "learning_rate"):
+    for name in (field.name for field in fields(Recipe)):
         value = getattr(defaults, name)
         parser.add_argument("--" + name.replace("_", "-"), type=type(value), default=value)
     settings = vars(parser.parse_args())
