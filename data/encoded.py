@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from data.folding import Hashes, Integers, prefix_hashes
+from data.folding import Hashes, Integers, join_hashes, prefix_hashes
 from data.rows import BadRow
 from data.shards import TokenIds, sequence_key
 
@@ -70,7 +70,7 @@ class EncodedRows:
         self._file.flush()
         self.lengths = np.concatenate([np.empty(0, np.int32), *self._lengths])
         self.keys: Hashes = np.concatenate([np.empty((0, 2), np.uint64), *self._keys])
-        self.hashes: Hashes = np.concatenate([np.empty((0, 4), np.uint64), *self._hashes])
+        self.hashes: Hashes = join_hashes(self._hashes)
         self.scored_from = np.concatenate(self._scored) if self._scored else None
         self.codes: pa.ChunkedArray = pa.chunked_array(self._codes, pa.string())
         self.messages: pa.ChunkedArray = pa.chunked_array(self._messages, pa.string())

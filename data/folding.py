@@ -8,6 +8,7 @@ are harmless. All of it is a pure function of the tokens.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -31,17 +32,23 @@ TAIL_SEQUENCES = 64
 
 @dataclass(frozen=True, slots=True)
 class Groups:
-    """Equal keys: `first` [G] is where each key appears first, in that order; `inverse` and `rank` are [N]."""
+    """Equal keys: `first` [G] is where each key appears first, in that order."""
 
     first: Integers
     inverse: Integers
-    """The group of each key."""
-    rank: Integers
-    """How many equal keys come before it."""
+    """The group of each key [N]."""
 
     @property
     def sizes(self) -> Integers:
         return np.bincount(self.inverse, minlength=len(self.first)).astype(np.int64)
+
+    @property
+    def rank(self) -> Integers:
+        """How many equal keys come before each key [N]."""
+        order = np.argsort(self.inverse, kind="stable")
+        rank = np.empty(len(order), np.int64)
+        rank[order] = np.arange(len(order)) - np.repeat(np.cumsum(self.sizes) - self.sizes, self.sizes)
+        return rank
 
 
 def group(keys: Hashes) -> Groups:
@@ -57,20 +64,34 @@ def group(keys: Hashes) -> Groups:
     number[np.argsort(by_key, kind="stable")] = np.arange(len(begin))
     of_sorted = np.cumsum(starts) - 1
     inverse = np.empty(len(keys), np.int64)
-    rank = np.empty(len(keys), np.int64)
     inverse[order] = number[of_sorted]
-    rank[order] = np.arange(len(keys)) - begin[of_sorted] if len(keys) else 0
-    return Groups(np.sort(by_key), inverse, rank)
+    return Groups(np.sort(by_key), inverse)
 
 
 def prefix_hashes(tokens: npt.NDArray[np.uint32], lengths: Integers) -> Hashes:
-    """Hashes [N, 4] of the first tokens of N sequences that lie end to end in `tokens`, at each of `DEPTHS`."""
+    """Hashes [N, D] of the first tokens of N sequences that lie end to end in `tokens`, at each of `DEPTHS`.
+
+    Depths below which no sequence reaches would repeat the hashes of the depth before them and are left out.
+    """
     starts = np.cumsum(lengths) - lengths
     position = np.arange(len(tokens)) - np.repeat(starts, lengths)
     weighted = (tokens.astype(np.uint64) + np.uint64(1)) * _WEIGHTS[np.minimum(position, DEPTHS[-1] - 1)]
     total = np.zeros(len(tokens) + 1, np.uint64)
     np.cumsum(weighted, out=total[1:])
-    return np.stack([total[starts + np.minimum(lengths, depth)] - total[starts] for depth in DEPTHS], axis=1)
+    used = 1 + sum(depth < lengths.max(initial=0) for depth in DEPTHS[:-1])
+    return np.stack([total[starts + np.minimum(lengths, depth)] - total[starts] for depth in DEPTHS[:used]], axis=1)
+
+
+def join_hashes(parts: Sequence[Hashes]) -> Hashes:
+    """Hashes [N, D] of many sequences from those of some each, whose deepest hash stands for what is left out."""
+    joined = np.empty((sum(map(len, parts)), max((part.shape[1] for part in parts), default=1)), np.uint64)
+    start = 0
+    for part in parts:
+        stop = start + len(part)
+        joined[start:stop, : part.shape[1]] = part
+        joined[start:stop, part.shape[1] :] = part[:, -1:]
+        start = stop
+    return joined
 
 
 def order_by_prefix(hashes: Hashes, rows: Integers) -> Integers:

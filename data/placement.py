@@ -12,7 +12,7 @@ import pyarrow as pa
 from data.cached_shards import take_answers
 from data.database import database
 from data.encoded import EncodedRows
-from data.folding import Groups, Integers, group
+from data.folding import Groups, Hashes, Integers, group
 from data.ledger import Commit
 from data.run_folder import RunFolder
 from data.sharding import PlanOptions, Sequences, Sharding, divide
@@ -56,13 +56,13 @@ def place(
     """
     answerable = encoded.answerable
     groups = group(encoded.keys[answerable])
-    distinct = encoded.keys[answerable[groups.first]]
-    known_shard, known_slot, before = _known(run, distinct, earlier)
-    fresh = np.flatnonzero(known_shard < 0) if options.fold else np.arange(len(distinct))
+    holders = answerable[groups.first]  # the first row of each distinct prompt
+    known_shard, known_slot, before = _known(run, encoded.keys, holders, earlier)
+    fresh = np.flatnonzero(known_shard < 0) if options.fold else np.arange(len(holders))
     ranks = None if priorities is None else priorities[answerable]
     if options.fold:
         best = None if ranks is None else _highest(ranks, groups)[fresh]
-        sequences = Sequences(answerable[groups.first[fresh]], np.zeros(len(fresh), np.int32), best)
+        sequences = Sequences(holders[fresh], np.zeros(len(fresh), np.int32), best)
     else:
         occurrence = (groups.rank + before[groups.inverse]).astype(np.int32)
         sequences = Sequences(answerable, occurrence, ranks)
@@ -82,7 +82,7 @@ def place(
         column = np.full(encoded.rows, missing, np.int32)
         column[answerable] = values
         columns.append(column)
-    keys = _keys(distinct, groups, fresh, known_shard, known_slot)
+    keys = _keys(encoded.keys[holders[fresh]], groups.sizes[fresh], known_shard[fresh], known_slot[fresh])
     return Placement(sequences, sharding, columns[0], columns[1], columns[2], keys, cached)
 
 
@@ -93,18 +93,19 @@ def _highest(values: npt.NDArray[np.float64], groups: Groups) -> npt.NDArray[np.
     return highest
 
 
-def _known(run: RunFolder, keys: npt.NDArray[np.uint64], earlier: Sequence[Window]) -> tuple[Int32s, Int32s, Int32s]:
-    """For each key: the shard and slot that answer it in an earlier window, else -1, and how often it came before."""
-    shard, slot = np.full(len(keys), -1, np.int32), np.full(len(keys), -1, np.int32)
-    before = np.zeros(len(keys), np.int32)
-    if not earlier or not len(keys):
+def _known(run: RunFolder, keys: Hashes, rows: Integers, earlier: Sequence[Window]) -> tuple[Int32s, Int32s, Int32s]:
+    """For the key of each of `rows`: the shard and slot that answer it in an earlier window, else -1, and how often it
+    came before."""
+    shard, slot = np.full(len(rows), -1, np.int32), np.full(len(rows), -1, np.int32)
+    before = np.zeros(len(rows), np.int32)
+    if not earlier or not len(rows):
         return shard, slot, before
     paths = [str(checked_path(run, window, ".keys.parquet")) for window in earlier]
     with database(run.tmp) as connection:
         ours = {
-            "n": np.arange(len(keys)),
-            "hi": np.ascontiguousarray(keys[:, 0]),
-            "lo": np.ascontiguousarray(keys[:, 1]),
+            "n": np.arange(len(rows)),
+            "hi": keys[rows, 0],
+            "lo": keys[rows, 1],
         }
         connection.register("ours", pa.table(ours))
         found = connection.sql(
@@ -118,6 +119,6 @@ def _known(run: RunFolder, keys: npt.NDArray[np.uint64], earlier: Sequence[Windo
     return shard, slot, before
 
 
-def _keys(keys: npt.NDArray[np.uint64], groups: Groups, fresh: Integers, shard: Int32s, slot: Int32s) -> pa.Table:
-    columns = [keys[fresh, 0], keys[fresh, 1], shard[fresh], slot[fresh], groups.sizes[fresh].astype(np.int32)]
+def _keys(keys: Hashes, sizes: Integers, shard: Int32s, slot: Int32s) -> pa.Table:
+    columns = [keys[:, 0], keys[:, 1], shard, slot, sizes.astype(np.int32)]
     return pa.table([pa.array(column) for column in columns], schema=KEYS)

@@ -9,7 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.folding import DEPTHS, MAX_SEQUENCES, MIN_SEQUENCES, MIN_SHARDS, cut, group, order_by_prefix, prefix_hashes
+from data.folding import (
+    DEPTHS,
+    MAX_SEQUENCES,
+    MIN_SEQUENCES,
+    MIN_SHARDS,
+    cut,
+    group,
+    join_hashes,
+    order_by_prefix,
+    prefix_hashes,
+)
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), max_size=60))
@@ -59,10 +69,21 @@ def test_prefix_hashes_depend_on_the_prefix_alone(rows: list[list[int]]) -> None
     flat = np.array([token for row in rows for token in row], np.uint32)
     hashes = prefix_hashes(flat, np.array([len(row) for row in rows], np.int64))
     for row, found in zip(rows, hashes, strict=True):
-        alone = prefix_hashes(np.array(row, np.uint32), np.array([len(row)], np.int64))[0]
-        assert found.tolist() == alone.tolist()
+        alone = prefix_hashes(np.array(row, np.uint32), np.array([len(row)], np.int64))
+        assert found.tolist() == join_hashes([alone, hashes])[0].tolist()
         head = prefix_hashes(np.array(row[: DEPTHS[0]], np.uint32), np.array([min(len(row), DEPTHS[0])], np.int64))[0]
         assert found[0] == head[0]
+
+
+def test_hashes_of_short_sequences_are_joined_with_those_of_long_ones() -> None:
+    """Chunk by chunk, each as deep as its longest sequence, or all at once: the same."""
+    lengths = [5, 32, 33, 3, 200, 700, 1, 3000]
+    rows = [np.random.default_rng(length).integers(0, 99, length).astype(np.uint32) for length in lengths]
+    parts = [prefix_hashes(row, np.array([len(row)], np.int64)) for row in rows]
+    assert [part.shape[1] for part in parts] == [1, 1, 2, 1, 3, 4, 1, 4]
+    whole = prefix_hashes(np.concatenate(rows), np.array(lengths, np.int64))
+    assert np.array_equal(join_hashes(parts), whole)
+    assert join_hashes([]).shape == (0, 1)
 
 
 def test_sequences_with_a_common_beginning_become_neighbours() -> None:
