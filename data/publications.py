@@ -44,6 +44,14 @@ def placed(run: RunFolder, target: Destination) -> Manifest | None:
     return _match(run, target, None)[0]
 
 
+def set_aside(run: RunFolder, target: Destination) -> Path | None:
+    """A result of this ledger that was moved to a hidden sibling, to be replaced."""
+    for place in target.siblings("old"):
+        if _match(run, target, place)[0] is not None:
+            return place
+    return None
+
+
 def assembled(run: RunFolder, target: Destination, state: Mapping[str, Any]) -> tuple[Manifest, Path] | None:
     """A result in a hidden sibling that was assembled from the same state, whole and undamaged."""
     for place in target.siblings("new"):

@@ -6,9 +6,10 @@ folder. 5. What it replaces is moved to another hidden name. 6. It is renamed in
 7. The manifest is written. 8. What was replaced, and the shard data, are deleted.
 
 A crash before 4 leaves a hidden sibling that is built again; between 4 and 7 the record tells by their digests which
-bytes are whose, and the steps that are missing are taken; after 7 only deletions are repeated. A result without its
-manifest is none, so no reader can take a publication in progress for a finished one. On an object store 5 and 6 are
-the sending of parts, which lie beside what they replace, and 7 is conditional (`data.store_target`).
+bytes are whose, and the steps that are missing are taken; a result of this ledger that 5 moved is moved back, since it
+may be the only copy of its answers; after 7 only deletions are repeated. A result without its manifest is none, so no
+reader can take a publication in progress for a finished one. On an object store 5 and 6 are the sending of parts, which
+lie beside what they replace, and 7 is conditional (`data.store_target`).
 """
 
 from __future__ import annotations
@@ -206,7 +207,8 @@ def _state(
 
 
 def _settle(run: RunFolder, target: Destination, fresh: bool) -> Manifest | None:
-    """The manifest at the target; the one that a crash kept from being written is written now."""
+    """The manifest at the target. What a crash has left undone is done now: a manifest that was not written yet is
+    written, and a result of this ledger that was moved aside without another one in its place is moved back."""
     try:
         current = target.read_manifest()
     except StoreError:
@@ -215,6 +217,9 @@ def _settle(run: RunFolder, target: Destination, fresh: bool) -> Manifest | None
         if fresh or publications.permitted(run, target, target.manifest_digest()):
             return None
         raise
+    if current is None and not target.occupied and (aside := publications.set_aside(run, target)) is not None:
+        target.restore(aside)  # it may be the only copy of its answers
+        current = target.read_manifest()
     if current is None and target.occupied:
         current = publications.placed(run, target)
         if current is not None:

@@ -244,6 +244,9 @@ class StoreTarget:
         except Refused as error:
             raise RunError(f"{self.manifest_name} was written by another run meanwhile; it stays as it is") from error
 
+    def restore(self, place: Path, /) -> None:
+        """Nothing: what is replaced in a bucket lies beside the new parts, and is never moved."""
+
     def drop(self, names: Collection[str]) -> None:
         """Delete parts that belong to no result any more."""
         for name in self.sizes():

@@ -194,6 +194,10 @@ class Target:
             if path.exists():
                 move(path, self.hidden("old"))
 
+    def restore(self, place: Path, /) -> None:
+        """Move data that were set aside back to the path, which must be free."""
+        self.place(place)
+
     def drop(self, names: Collection[str]) -> None:
         """Nothing: what was replaced is in a hidden sibling, whole."""
 

@@ -13,10 +13,11 @@ from data.audit import audit
 from data.errors import InputError
 from data.ledger import Ledger
 from data.plan import load_windows
-from data.publish import OverBudget, published_base
+from data.publish import OverBudget, prepare_output, published_base
 from data.retry import load_retries, plan_retry
 from data.settings import OutputSettings
 from data.shards import prompts_path, read_prompts
+from data.target import Target
 
 ROWS = [{"id": number, "text": f"text {number * 7 % 60}" if number % 40 else ""} for number in range(300)]
 BAD = ("text 5", "text 12", "text 33")
@@ -95,6 +96,26 @@ def test_it_works_for_single_files(lab: Callable[..., Any], name: str) -> None:
     made.publish()
     assert [row["llm_output"] for row in made.rows()] == COMPLETE
     assert audit(made.target).valid
+
+
+@pytest.mark.parametrize("name", ["answers", "answers.jsonl"])
+def test_a_crash_while_the_result_is_replaced_does_not_lose_the_answers(lab: Callable[..., Any], name: str) -> None:
+    """The old result, the only place where its answers are by then, lies under a hidden name when the process dies."""
+    made = lab(ROWS)
+    made.output = OutputSettings(path=str(made.root / name), error_budget=1)
+    made.compute(fails)
+    first = made.publish()
+    window = retry(made)
+    made.work(window.shards)
+    Target.at(made.target, made.run).set_aside()
+    assert not made.target.exists()
+    assert prepare_output(made.run, made.output) == first
+    assert retry(made) is None, "what is left to retry can be told"
+    made.publish()
+    assert outputs(made) == COMPLETE
+    assert audit(made.target).valid
+    beside = [] if made.target.is_dir() else [f"_{name}.manifest.json"]
+    assert sorted(os.listdir(made.root)) == sorted([name, *beside, "in.parquet", "run"])
 
 
 def test_an_interrupted_retry_is_gone_on_with(failed: Any) -> None:
