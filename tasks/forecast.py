@@ -154,8 +154,8 @@ class Forecaster:
         weights = self.shape.parameters * precision.itemsize
         starts = [run.start for run in own if run.start is not None]
         finishes = [run.finish for run in own if run.finish is not None]
-        # The lower one of two: a first start also compiles kernels, reads cold weights and digests them.
-        start = median_low(starts) if starts else _START_SECONDS + weights / _LOAD_BYTES
+        # The shortest: what made others longer (kernels to compile, cold weights, digests) is done by now.
+        start = min(starts) if starts else _START_SECONDS + weights / _LOAD_BYTES
         finish = median_low(finishes) if finishes else _FINISH_SECONDS
         return Rates(factors, start, finish, self._source(len(own), len(runs)), bool(own))
 

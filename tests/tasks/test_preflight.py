@@ -93,10 +93,10 @@ def test_measured_runs_are_predicted_as_they_were(job: Job) -> None:
     assert more_in * 30_000 + more_out * 300 * 20 == pytest.approx(40, rel=0.01)
 
 
-def test_a_first_slow_start_is_forgotten_with_the_second(job: Job) -> None:
+def test_slow_first_starts_are_forgotten_with_the_first_quick_one(job: Job) -> None:
     unknown = Forecaster(job, Calibration())
     setup, calibration = unknown.setup(unknown.precision), Calibration()
-    for start in (30.0, 6.0):
+    for start in (30.0, 14.0, 6.0):
         run = MeasuredRun(version=VERSION, setup=setup, terms=(1, 1, 1, 1), seconds=4, start=start, finish=1)
         calibration = calibration.with_run(run)
     assert Forecaster(job, calibration).rates(unknown.precision).start == 6
