@@ -96,7 +96,7 @@ class Code(StrEnum):
     )
     TOKENIZER_ERROR = (
         "tokenizer_error",
-        "The model's tokenizer failed on the row's text: a regular expression of its own searched for too long, it does "
+        "The model's tokenizer failed on the row's text: a regular expression of its own searched too long, it does "
         "not know a character, or the text holds half of a surrogate pair.",
         "Change the row; if many rows have it, fetch the model's tokenizer.json again.",
     )
