@@ -94,6 +94,12 @@ class Code(StrEnum):
         "The prompt's template failed on the values of this row, or went over a limit of steps, time or size.",
         "The message names the error and the line of the template; let it allow for every type of value in the column.",
     )
+    TOKENIZER_ERROR = (
+        "tokenizer_error",
+        "The model's tokenizer failed on the row's text: a regular expression of its own searched too long, it does "
+        "not know a character, or the text holds half of a surrogate pair.",
+        "Change the row; if many rows have it, fetch the model's tokenizer.json again.",
+    )
     OUT_OF_MEMORY = (
         "out_of_memory",
         "The sequence alone is more than the device's memory holds.",

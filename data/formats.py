@@ -13,7 +13,7 @@ from typing import Literal, TypeAlias
 import pyarrow as pa
 
 from data.errors import InputError
-from data.sources import Source, unreadable
+from data.sources import REMEDY, Source, unreadable
 
 Format: TypeAlias = Literal["parquet", "jsonl"]
 Compression: TypeAlias = Literal["gzip", "zstd"] | None
@@ -103,7 +103,7 @@ def _decompressed_head(source: Source, head: bytes, compression: Compression) ->
     except (zlib.error, gzip.BadGzipFile, OSError) as error:
         if isinstance(error, OSError) and "Truncated" in str(error):
             return b""  # the frame goes on after the bytes that were sniffed: nothing to judge by
-        raise InputError(f"{source.path} is damaged: {compression} data cannot be decompressed") from error
+        raise InputError(f"{source.path} is damaged: {compression} data cannot be decompressed; {REMEDY}") from error
 
 
 def _expect_json_lines(source: Source, text: bytes, name: str) -> None:
@@ -111,13 +111,26 @@ def _expect_json_lines(source: Source, text: bytes, name: str) -> None:
     lines = [line for line in lines if line]
     if not lines:
         return
-    if lines[0] == b"[" or (lines[0][:2] in (b"[{", b"[ ") and not lines[0].endswith(b"]")):
-        raise InputError(f"{source.path} is one JSON array, not JSON lines: write one object a line")
+    if _is_array(lines):
+        raise InputError(
+            f"{source.path} is one JSON array, not JSON lines: write one object a line (jq -c '.[]' FILE > NEW does)"
+        )
     if lines[0] == b"{" and len(lines) > 1:
-        raise InputError(f"{source.path} has JSON objects over several lines, not JSON lines: write one object a line")
+        raise InputError(
+            f"{source.path} has JSON objects over several lines, not JSON lines: write one object a line "
+            "(jq -c . FILE > NEW does)"
+        )
     if any(line[:1] == b"{" for line in lines):
         return
     if not name.endswith(_JSONL_NAMES):
         raise InputError(f"{source.path} is neither Parquet nor JSON lines")
     if len(lines) >= _JUDGED_LINES:
         raise InputError(f"{source.path} is named JSON lines, but none of its first {len(lines)} lines is an object")
+
+
+def _is_array(lines: list[bytes]) -> bool:
+    """Whether the lines that a file begins with are those of an array: several of one line each are rows."""
+    first = lines[0]
+    if first.endswith(b"]"):
+        return len(lines) == 1 and first.startswith(b"[")
+    return first == b"[" or first.startswith((b"[{", b"[ "))

@@ -19,7 +19,7 @@ from data.arrow_values import UNREADABLE
 from data.error_codes import Code
 from data.errors import InputError, RunError
 from data.rows import BadRow, Record
-from data.sources import Partition, Source
+from data.sources import REMEDY, Partition, Source
 
 CHUNK_ROWS = 8192
 CHUNK_BYTES = 16 << 20
@@ -142,7 +142,7 @@ def _damaged(source: Source, error: Exception) -> InputError:
     if "encrypt" in text or "decrypt" in text or "pare" in text:
         return InputError(f"{source.path} is encrypted Parquet, which is not read")
     if isinstance(error, pa.ArrowException) or not isinstance(error, OSError) or error.errno is None:
-        return InputError(f"{source.path} is not a whole Parquet file: it is truncated or damaged")
+        return InputError(f"{source.path} is not a whole Parquet file: it is truncated or damaged; {REMEDY}")
     return InputError(f"{source.path} cannot be read: {error.strerror}")
 
 

@@ -6,7 +6,7 @@ prompt. Rows are encoded in batches. Whatever is wrong with one row becomes an e
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
@@ -22,7 +22,7 @@ from data.prompt_text import PromptText, Refused
 from data.rows import BadRow, Record
 from data.settings import JobSettings
 from data.templates import ColumnText, Rendered, TemplateFailed
-from data.tokenizer import Ids
+from data.tokenizer import Ids, TokenizerFailed
 from data.truncation import cut, shorten
 
 _NO_IDS: Ids = np.empty(0, np.uint32)
@@ -171,7 +171,10 @@ class Prompter:
             else:
                 (guarded if guards else plain)[row] = text
         for texts, encode in ((plain, self._tokenizer.encode_batch), (guarded, self._tokenizer.encode_guarded)):
-            for row, ids in zip(texts, encode(list(texts.values()), source.framed), strict=True):
+            for row, ids in zip(texts, _each(encode, list(texts.values()), source.framed), strict=True):
+                if isinstance(ids, TokenizerFailed):
+                    prompts.refuse(row, Code.TOKENIZER_ERROR, str(ids))
+                    continue
                 prompts.ids[row] = ids
                 if len(ids) > self._room:
                     self._too_long(source, row, records[row], prompts, ids)
@@ -203,7 +206,7 @@ class Prompter:
 
         try:
             return shorten(source.marked(record), encode, room)
-        except TemplateFailed:
+        except (TemplateFailed, TokenizerFailed):
             return None
 
     def _guarded(self, text: str, special: bool) -> Ids:
@@ -227,7 +230,10 @@ class Prompter:
         kept = texts if most is None else [text[: most + 1] for text in texts]
         opening = np.array(self._tokenizer.prefix, np.uint32)
         closing = len(self._tokenizer.suffix) if self._text.framed and not self._text.empty else 0
-        for row, text, scored in zip(rows, kept, self._tokenizer.encode_literal(kept), strict=True):
+        for row, text, scored in zip(rows, kept, _each(self._tokenizer.encode_literal, kept), strict=True):
+            if isinstance(scored, TokenizerFailed):
+                prompts.refuse(row, Code.TOKENIZER_ERROR, str(scored))
+                continue
             if not text.strip() or not len(scored):
                 prompts.refuse(row, Code.BLANK_PROMPT, f"column {column.column!r} is blank")
                 continue
@@ -244,3 +250,11 @@ class Prompter:
         with_answer = "" if self._scored else " with an answer"
         message = f"the prompt {size}; at most {limit:,} fit into the model's context of {self._context:,}{with_answer}"
         prompts.refuse(row, Code.PROMPT_TOO_LONG, message)
+
+
+def _each(encode: Callable[..., list[Ids]], texts: list[str], *options: bool) -> list[Ids | TokenizerFailed]:
+    """The ids of each text, or why it has none: after a failure the texts are encoded one by one."""
+    try:
+        return [*encode(texts, *options)]
+    except TokenizerFailed as error:
+        return [error] if len(texts) == 1 else [ids for text in texts for ids in _each(encode, [text], *options)]

@@ -27,6 +27,9 @@ Partition: TypeAlias = tuple[tuple[str, str | None], ...]
 SCHEMES = ("file", "local", "s3", "s3a", "gs", "gcs", "hf", "az", "abfs", "memory")
 """Only these are opened; http and chained URLs are not, so that a setting cannot reach where nobody meant it to."""
 
+REMEDY = "write or copy it again"
+"""What to do about a file that is not whole."""
+
 HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 _MAGIC = re.compile(r"[*?[]")
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from data.errors import InputError
 from data.formats import Compression
-from data.sources import Source, unreadable
+from data.sources import REMEDY, Source, unreadable
 
 BLOCK = 1 << 20
 MAX_RATIO = 1000  # ordinary text stays under 50; gzip itself cannot exceed 1032
@@ -96,9 +96,9 @@ def _gunzip(stream: HashedStream) -> Iterator[bytes]:
                 yield data
             pending = inflate.unused_data if inflate.eof else inflate.unconsumed_tail
     except zlib.error as error:
-        raise InputError(f"{stream.source.path} is damaged: {error}") from error
+        raise InputError(f"{stream.source.path} is damaged: {error}; {REMEDY}") from error
     if not inflate.eof:
-        raise InputError(f"{stream.source.path} is truncated: the gzip data ends early")
+        raise InputError(f"{stream.source.path} is truncated: the gzip data ends early; {REMEDY}")
 
 
 def _unzstd(stream: HashedStream) -> Iterator[bytes]:
@@ -107,4 +107,6 @@ def _unzstd(stream: HashedStream) -> Iterator[bytes]:
             while block := decompressed.read(BLOCK):
                 yield bytes(block)
     except OSError as error:
-        raise InputError(f"{stream.source.path} is damaged or truncated: zstd data cannot be decompressed") from error
+        raise InputError(
+            f"{stream.source.path} is damaged or truncated: zstd data cannot be decompressed; {REMEDY}"
+        ) from error

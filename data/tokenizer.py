@@ -4,12 +4,16 @@ The ids are those of transformers' AutoTokenizer for the same folder: the tokens
 added here too, its add_bos_token is ignored beside a tokenizer.json as it is there, and truncation and padding stored
 in tokenizer.json are switched off. Control tokens written in a template are encoded as control tokens; the same text
 inside a row's value must not be, and `encode_guarded` is how (`data.special_text` finds and marks such text).
+
+The library stops a regular expression that would search for ever, and panics then, as it does at some damaged files; a
+panic is no Exception. A file that it refuses is an error that names it, a text that it fails on one of its row.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -32,30 +36,33 @@ _BATCH_TEXTS = 256
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
+class TokenizerFailed(InputError):
+    """The tokenizer cannot encode a text. Its own words are left out, since they may quote it."""
+
+
 class Tokenizer:
     """A tokenizer.json with its tokenizer_config.json. Ids are uint32 arrays of shape [tokens]."""
 
     def __init__(self, folder: Path) -> None:
         """InputError if tokenizer.json is missing or invalid."""
-        path = folder / "tokenizer.json"
+        self._path = path = folder / "tokenizer.json"
         if path.exists() and not path.is_file():  # opening a FIFO would wait for ever
             raise InputError(f"{path} is not a regular file")
-        try:
-            text = path.read_text(encoding="utf-8")
-            self._tokenizer = RustTokenizer.from_str(text)
-        except FileNotFoundError:
-            raise InputError(f"{folder} has no tokenizer.json: save the tokenizer in the fast format") from None
-        except Exception as error:  # the Rust library raises nothing narrower
-            raise InputError(f"{path} is not a valid tokenizer: {str(error).splitlines()[0]}") from error
+        if not path.exists():
+            raise InputError(f"{folder} has no tokenizer.json: save the tokenizer in the fast format")
+        with _valid(path):
+            self._tokenizer = RustTokenizer.from_str(path.read_text(encoding="utf-8"))
         self.config = read_config(folder)
-        self._complete()
+        with _valid(folder / "tokenizer_config.json"):
+            self._complete()
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         added = self._tokenizer.get_added_tokens_decoder()
         special = {token.content: number for number, token in added.items() if token.special}
         self.special_text = SpecialText(special, any(t.normalized for t in added.values() if t.special))
         self._guarded: RustTokenizer | None = None
-        probe = self._tokenizer.encode("a", add_special_tokens=True)
+        with _valid(path):
+            probe = self._tokenizer.encode("a", add_special_tokens=True)
         body = [index for index, mask in enumerate(probe.special_tokens_mask) if not mask]
         self.prefix: tuple[int, ...] = tuple(probe.ids[: body[0]]) if body else ()
         self.suffix: tuple[int, ...] = tuple(probe.ids[body[-1] + 1 :]) if body else ()
@@ -84,7 +91,10 @@ class Tokenizer:
         return {name: content for name in _NAMED if (content := self._named(name)) is not None}
 
     def encode_batch(self, texts: Sequence[str], special: bool) -> list[Ids]:
-        """Ids of each text, in parallel threads. `special` frames each with `prefix` and `suffix`."""
+        """Ids of each text, in parallel threads. `special` frames each with `prefix` and `suffix`.
+
+        This and the other two raise TokenizerFailed if one of the texts cannot be encoded.
+        """
         return _encode(self._tokenizer, texts, special)
 
     def encode_guarded(self, texts: Sequence[str], special: bool) -> list[Ids]:
@@ -92,7 +102,8 @@ class Tokenizer:
         if not texts:
             return []
         if self._guarded is None:
-            self._guarded = self.special_text.renamed(self._tokenizer)
+            with _valid(self._path):
+                self._guarded = self.special_text.renamed(self._tokenizer)
         return _encode(self._guarded, [self.special_text.rename(text) for text in texts], special)
 
     def encode_literal(self, texts: Sequence[str]) -> list[Ids]:
@@ -163,10 +174,27 @@ def read_config(folder: Path) -> dict[str, Any]:
     return merged
 
 
+@contextmanager
+def _valid(path: Path) -> Iterator[None]:
+    """InputError that names a file for whatever is raised because of it; the library has no narrower errors."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        words = (str(error) or type(error).__name__).splitlines()[0]
+        raise InputError(f"{path} is not a valid tokenizer: {words}") from error
+
+
 def _encode(tokenizer: RustTokenizer, texts: Sequence[str], special: bool) -> list[Ids]:
     found: list[Ids] = []
     for batch in _batches(texts):
-        encodings = tokenizer.encode_batch_fast(batch, add_special_tokens=special)
+        try:
+            encodings = tokenizer.encode_batch_fast(batch, add_special_tokens=special)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
+            raise TokenizerFailed(f"the model's tokenizer fails on a text ({type(error).__name__})") from error
         found.extend(np.array(encoding.ids, np.uint32) for encoding in encodings)
     return found
 

@@ -23,7 +23,8 @@ lists the rows that cannot work without running anything; `overnight infer --ret
 
 Compressed input of up to 256 MiB is read to its end before the start. Damage in the middle of a larger one, or of a
 Parquet file whose beginning and end are whole, is found when the rows there are planned: the run then ends with status
-1 and keeps its answers.
+1, and the message names the file. The whole file that takes its place is another input, and so another run; it computes
+again what was answered, unless `[cache]` is enabled.
 """
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
+import lzma
 import pickle
 import zipfile
 from pathlib import Path
@@ -60,12 +62,23 @@ def test_zero_bytes_are_told_by_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "what"),
     [
-        (pickle.dumps([1]), "pickle"),
+        *((pickle.dumps([1], protocol), "a Python pickle") for protocol in (2, 3, 4, 5)),
         ('{"a": 1}'.encode("utf-16"), "UTF-16"),
-        (b"BZh91AY", "bzip2"),
+        ('{"a": 1}'.encode("utf-16-be"), "UTF-16 text or binary"),
+        (b"\0\1\2", "binary data"),
+        (bz2.compress(b"{}"), "bzip2-compressed"),
+        (lzma.compress(b"{}"), "xz-compressed"),
+        (b"\x04\x22\x4d\x18\x64\x40", "lz4-compressed"),
+        (b"ARROW1\0\0\xff\xff", "an Arrow IPC file"),
+        (b"ORC\x12\x0b", "an ORC file"),
+        (b"Obj\x01\x04", "an Avro file"),
+        (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
+        (b"SQLite format 3\0", "an SQLite database"),
+        (b"%PDF-1.7\n", "a PDF file"),
         (b"a,b\n1,2\n", "neither Parquet nor JSON lines"),
         (b'[{"a": 1},\n{"a": 2}]', "one JSON array"),
         (b'[\n{"a": 1}\n]', "one JSON array"),
+        (b'[{"a": 1}, {"a": 2}]\n', "one JSON array"),
         (b"\x1f\x8bnot gzip at all", "damaged"),
         (b"\x28\xb5\x2f\xfdnot zstd at all", "damaged"),
     ],
@@ -88,4 +101,16 @@ def test_a_zip_and_a_misnamed_parquet(tmp_path: Path) -> None:
 
 def test_a_jsonl_name_is_believed_so_that_bad_lines_become_rows(tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_bytes(b"not json\n")
+    assert sniffed(tmp_path / "x.jsonl") == ("jsonl", None)
+
+
+def test_a_json_array_is_told_though_it_is_long_or_compressed(tmp_path: Path) -> None:
+    for content in (b'[{"a": "' + b"x" * (1 << 17) + b'"}]', gzip.compress(b'[{"a": 1}]')):
+        (tmp_path / "x").write_bytes(content)
+        with pytest.raises(InputError, match="one JSON array"):
+            sniffed(tmp_path / "x")
+
+
+def test_arrays_as_lines_become_rows(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_bytes(b'["a"]\n[{"a": 1}]\n')
     assert sniffed(tmp_path / "x.jsonl") == ("jsonl", None)

@@ -168,6 +168,30 @@ def test_template_errors_do_not_show_the_row() -> None:
     assert not any("SECRET" in error.message for error in prompts.errors.values())
 
 
+def with_regex(model: Path) -> Path:
+    """The model's tokenizer made to search each text for a pattern that takes for ever on some."""
+    state = json.loads((model / "tokenizer.json").read_text())
+    split = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
+    state["pre_tokenizer"]["pretokenizers"].insert(0, split)
+    (model / "tokenizer.json").write_text(json.dumps(state))
+    return model
+
+
+@pytest.mark.parametrize("job", [{"prompt": "{{ text }}"}, {"kind": "score", "column": "text"}])
+def test_a_text_that_the_tokenizer_fails_on_costs_its_row(model: Callable[..., Path], job: dict[str, Any]) -> None:
+    hostile = "SECRET" + "a" * 40 + "!"
+    prompts = prompter(with_regex(model()), **job).encode([{"text": text} for text in ("b", hostile, "c", hostile)])
+    assert codes(prompts) == {1: "tokenizer_error", 3: "tokenizer_error"}
+    assert len(prompts.ids[0])
+    assert len(prompts.ids[2])
+    assert not any("SECRET" in error.message for error in prompts.errors.values())
+
+
+def test_a_text_that_is_no_unicode_costs_its_row() -> None:
+    prompts = prompter(prompt="{{ '%c' % n }}").encode([{"n": 97}, {"n": 0xD800}])
+    assert codes(prompts) == {1: "tokenizer_error"}
+
+
 def test_a_prompt_too_long_says_how_long() -> None:
     (error,) = prompter(prompt="{{ text }}").encode([{"text": "word " * 2000}]).errors.values()
     assert "has 4,000 tokens; at most 1,023 fit" in error.message

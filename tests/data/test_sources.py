@@ -66,10 +66,17 @@ def test_remote_folder_file_and_glob_agree() -> None:
         list_sources("memory://bucket/none")
 
 
-@pytest.mark.parametrize("url", ["http://host/x.jsonl", "simplecache::memory://x", "ftp://host/x", ""])
+@pytest.mark.parametrize(
+    "url", ["http://host/x.jsonl", "simplecache::memory://x", "file://x::http://host/x.jsonl", "ftp://host/x"]
+)
 def test_urls_of_other_schemes_are_refused(url: str) -> None:
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match=r"only file, .* URLs are read"):
         list_sources(url)
+
+
+def test_a_path_that_is_not_set_is_refused() -> None:
+    with pytest.raises(InputError, match=r"input\.path is not set"):
+        list_sources("")
 
 
 def test_what_is_no_input_is_named(tmp_path: Path) -> None:

@@ -246,3 +246,34 @@ def test_missing_and_invalid_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text("[")
     with pytest.raises(InputError, match=r"tokenizer_config\.json is not a JSON object"):
         Tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}},  # the Rust library panics
+        {"post_processor": {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "zz", "type_id": 0}}],
+                            "pair": [], "special_tokens": {}}},
+        {"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "("}, "behavior": "Isolated", "invert": False}},
+        {"model": None},
+    ],
+)  # fmt: skip
+def test_a_damaged_tokenizer_is_refused_on_one_line(tmp_path: Path, state: dict[str, Any]) -> None:
+    content = json.loads((BUNDLED / "tokenizer.json").read_text())
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content | state))
+    with pytest.raises(InputError, match=r"tokenizer\.json is not a valid tokenizer: .") as caught:
+        Tokenizer(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{"added_tokens_decoder": [1]}, {"added_tokens_decoder": {"x": {"content": "<y>"}}},
+     {"added_tokens_decoder": {"9": {}}}, {"extra_special_tokens": 5}],
+)  # fmt: skip
+def test_a_damaged_tokenizer_configuration_is_refused_on_one_line(tmp_path: Path, config: dict[str, Any]) -> None:
+    shutil.copy(BUNDLED / "tokenizer.json", tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r"tokenizer_config\.json is not a valid tokenizer") as caught:
+        Tokenizer(tmp_path)
+    assert "\n" not in str(caught.value)

@@ -156,10 +156,19 @@ FILES: dict[str, tuple[Bad, tuple[str, ...]]] = {
         parquet(pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])),
         ("0.parquet has two columns named 'text'",),
     ),
-    "gzip cut short": (content("x.jsonl.gz", gzip.compress(LINE * 50_000)[:-9]), ("x.jsonl.gz is truncated",)),
-    "gzip with a flipped byte": (content("x.gz", flipped(gzip.compress(NUMBERS))), ("x.gz is damaged",)),
+    "gzip cut short": (
+        content("x.jsonl.gz", gzip.compress(LINE * 50_000)[:-9]),
+        ("x.jsonl.gz is truncated", "write or copy it again"),
+    ),
+    "gzip with a flipped byte": (
+        content("x.gz", flipped(gzip.compress(NUMBERS))),
+        ("x.gz is damaged", "write or copy it again"),
+    ),
     "gzip with garbage behind it": (content("x.gz", gzip.compress(LINE) + b"garbage"), ("x.gz is damaged",)),
-    "zstd cut short": (content("x.zst", zstd(LINE * 50_000)[:-9]), ("x.zst is damaged or truncated",)),
+    "zstd cut short": (
+        content("x.zst", zstd(LINE * 50_000)[:-9]),
+        ("x.zst is damaged or truncated", "write or copy it again"),
+    ),
     "zstd with garbage behind it": (content("x.zst", zstd(LINE) + b"garbage"), ("x.zst is damaged",)),
     "a gzip bomb": (
         content("x.gz", gzip.compress((b'{"text": "' + b"x" * 100_000 + b'"}\n') * 300)),
@@ -170,12 +179,21 @@ FILES: dict[str, tuple[Bad, tuple[str, ...]]] = {
         ("x.zst decompresses to more than 100 times", "decompression bomb"),
     ),
     "UTF-16": (content("x.jsonl", LINE.decode().encode("utf-16")), ("x.jsonl is UTF-16 text",)),
+    "UTF-16, big-endian": (content("x.jsonl", b"\xfe\xff" + LINE.decode().encode("utf-16-be")), ("is UTF-16 text",)),
     "UTF-16 without a mark": (content("x.jsonl", LINE.decode().encode("utf-16-le")), ("x.jsonl is UTF-16 text",)),
     "UTF-32": (content("x.jsonl", LINE.decode().encode("utf-32")), ("x.jsonl is UTF-16 text",)),
     "CSV": (content("x.csv", b"a,b\n1,2\n"), ("x.csv is neither Parquet nor JSON lines",)),
     "CSV named JSON lines": (content("x.jsonl", b"a,b\n" * 20), ("x.jsonl", "none of its first 20 lines is an object")),
     "scalars as lines": (content("x.jsonl", b"1\n" * 20), ("x.jsonl", "none of its first 20 lines is an object")),
-    "one JSON array": (content("x.json", b'[\n{"text": "a"}\n]\n'), ("x.json is one JSON array, not JSON lines",)),
+    "one JSON array": (
+        content("x.json", b'[\n{"text": "a"}\n]\n'),
+        ("x.json is one JSON array, not JSON lines", "jq -c '.[]'"),
+    ),
+    "a JSON array on one line": (
+        content("x.jsonl", b'[{"text": "a"}, {"text": "b"}]\n'),
+        ("x.jsonl is one JSON array, not JSON lines", "jq -c '.[]'"),
+    ),
+    "a JSON array of nothing": (content("x.json", b"[]"), ("x.json is one JSON array",)),
     "pretty-printed JSON": (
         content("x.json", b'{\n  "text": "a"\n}\n'),
         ("x.json has JSON objects over several lines, not JSON lines: write one object a line",),

@@ -123,6 +123,11 @@ SETTINGS: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "an adapter": (["model.adapter=folder"], ("model.adapter", "not supported yet")),
     "an empty stop text": (['sampling.stop=[""]'], ("sampling.stop", "an empty stop text")),
     "an output inside the input": (["output.path=IN/out"], ("output.path", "lies inside input.path")),
+    "an output URL of another scheme": (
+        ["output.path=ftp://bucket/out"],
+        ("output.path has the scheme ftp://", "a local path or s3://"),
+    ),
+    "an output URL without a bucket": (["output.path=s3:///out"], ("output.path names no bucket", "s3://BUCKET")),
     "an output with a NUL": (["output.path=a\0b"], ("output.path holds a NUL character",)),
     "an output that is too long": (["output.path=" + "o" * 300], ("output.path", "cannot be used: File name too long")),
     "an output below a file": (["output.path=IN/x.jsonl/out"], ("output.path", "cannot be used: Not a directory")),

@@ -38,9 +38,19 @@ def test_the_run_lies_on_the_local_disk(tmp_path: Path, monkeypatch: pytest.Monk
     assert prepared("s3://bucket/results", tmp_path / "elsewhere").run_path == tmp_path / "elsewhere"
 
 
-@pytest.mark.parametrize("output", ["gs://bucket/out", "s3://bucket/out.jsonl", "s3://key:secret@bucket/out"])
-def test_a_url_that_cannot_be_written_is_refused_without_asking_it(output: str) -> None:
-    with pytest.raises(InputError, match=r"output\.path") as found:
+@pytest.mark.parametrize(
+    ("output", "words"),
+    [
+        ("gs://bucket/out", "has the scheme gs://; a result is published to a local path or s3://"),
+        ("https://bucket/out", "has the scheme https://"),
+        ("file:///tmp/out", "has the scheme file://"),
+        ("s4://bucket/out", "has the scheme s4://"),
+        ("s3://bucket/out.jsonl", "name a prefix"),
+        ("s3://key:secret@bucket/out", "must not hold a password"),
+    ],
+)
+def test_a_url_that_cannot_be_written_is_refused_without_asking_it(output: str, words: str) -> None:
+    with pytest.raises(InputError, match=rf"output\.path.*{words}") as found:
         prepared(output)
     assert "secret" not in str(found.value)
 
