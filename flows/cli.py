@@ -10,7 +10,6 @@ import atexit
 import os
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ import typer
 
 from engine.bytecode import keep_bytecode
 from engine.quiet_traceback import print_quietly
+from flows.interrupts import take_signals
 from flows.session import load_flow, start_server
 
 if TYPE_CHECKING:
@@ -195,7 +195,7 @@ def bench(context: typer.Context) -> None:
     from engine.bench_settings import parse
 
     settings = parse(context.args, "overnight bench")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    take_signals()
     with _exit_status(), ExitStack() as stack:
         server = start_server(stack, Path(stack.enter_context(TemporaryDirectory(prefix="overnight-bench-"))))
         flow = load_flow("bench", stack, server)
@@ -235,7 +235,7 @@ def main() -> None:
     @atexit.register  # before any other, so that it is called last
     def leave() -> None:
         for stream in (sys.stdout, sys.stderr):
-            with suppress(BrokenPipeError):  # a reader that went away
+            with suppress(OSError):  # a reader that went away, a terminal that was closed
                 stream.flush()
         os._exit(code)
 
@@ -255,7 +255,7 @@ def _answer(job: Job, config: Path | None) -> RunReport:
     from tasks.outcome import failed_report, verified_report
     from tasks.run import OPENED, opened
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    take_signals()
     run: OpenRun | None = None
     ours: tuple[type[Exception], ...] = (RunError, InputError, OSError)
     failures = ours
@@ -303,16 +303,17 @@ def _exit_status() -> Iterator[None]:
 def _fail(message: str, status: int) -> NoReturn:
     from data.errors import one_line
 
-    typer.echo(f"overnight: {one_line(message)}", err=True)
+    with suppress(OSError):  # a terminal that was closed
+        typer.echo(f"overnight: {one_line(message)}", err=True)
     raise typer.Exit(status)
 
 
 def _print(report: RunReport) -> None:
-    from rich.console import Console
-
+    from tasks.display import Terminal
     from tasks.summary import print_summary
 
-    print_summary(report, Console())
+    with suppress(OSError):  # nobody can see it: that changes nothing in how the run ended
+        print_summary(report, Terminal())
 
 
 def _settings(

@@ -207,6 +207,9 @@ def _at_work(run: OpenRun, turn: Turn) -> Iterator[None]:
             yield
         ended["state"] = "partial" if run.partial else "completed"
         remember(run.folder)
+    except KeyboardInterrupt as stop:
+        ended |= {"message": str(stop) or "by SIGINT"}
+        raise
     except Exception as error:
         ended |= {"state": "failed" if run.report is None else run.report.state, "message": str(error)}
         raise
@@ -294,5 +297,6 @@ def _run_started(job: Job, folder: RunFolder) -> dict[str, Any]:
         "folder": str(folder.path),
         "workers": job.placement.workers,
         "device": job.placement.device,
+        "command": job.command,
         **({"deadline": job.deadline.isoformat()} if job.deadline is not None else {}),
     }
