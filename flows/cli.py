@@ -110,7 +110,8 @@ def plan(
 
     from tasks.job import RunOptions, prepare
     from tasks.places import locked_places
-    from tasks.preflight import begun, plan_report, refuse_over_budget, scratch_folder
+    from tasks.planner import begun
+    from tasks.preflight import plan_report, refuse_over_budget, refuse_too_many_errors, scratch_folder
     from tasks.preflight_screen import print_plan
 
     with _exit_status():
@@ -126,6 +127,7 @@ def plan(
         print_plan(report, Console())
         if not goes_on:
             refuse_over_budget(job, report.planned, report.forecaster)
+            refuse_too_many_errors(report)
 
 
 @app.command()

@@ -81,13 +81,27 @@ class OpenRun:
     def __post_init__(self) -> None:
         options = replace(plan_options(self.job.settings), answers=cached_answers(self.job, self.folder))
         self.deadline = Deadline(self.job.deadline) if self.job.deadline is not None else None
-        self.planner = Planner(self.job, self.folder, self.ledger, self.events, options, self.hand_out, self.deadline)
+        self.planner = Planner(
+            self.job,
+            self.folder,
+            self.ledger,
+            self.events,
+            options,
+            begin=lambda: self.pool.begin(),
+            hand_out=self.hand_out,
+            deadline=self.deadline,
+        )
 
     @property
     def pool(self) -> WorkerPool:
         """The workers, which a run that has something to compute has."""
         assert self.workers is not None
         return self.workers
+
+    @property
+    def workers_begun(self) -> int:
+        """How many workers had something to do; 0 where nothing was left to compute."""
+        return self.job.placement.workers if self.workers is not None and self.workers.begun else 0
 
     @property
     def windows(self) -> list[Window]:
@@ -255,13 +269,13 @@ def taken_or_opened(job: Job | None) -> Iterator[OpenRun]:
 def start_pool(
     job: Job, folder: RunFolder, events: EventLog, deadline: Deadline | None, turn: Turn | None = None
 ) -> WorkerPool:
-    """The worker processes of a run, each on its own device."""
+    """The worker processes of a run, each on its own device; none is started before there is work."""
     logs = folder.path / "workers"
-    logs.mkdir(mode=0o700, exist_ok=True)
     placed = job.placement
     expected = Expected.of(job.checkpoint, device_name(placed), alike=alike(placed), workers=placed.workers)
 
     def start(index: int) -> Child:
+        logs.mkdir(mode=0o700, exist_ok=True)
         child = Child(WORKER_TARGET, environment=placed.environment(index), log=logs / f"{index}.log", beats=True)
         order = WorkerOrder(
             worker=index,

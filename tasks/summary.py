@@ -169,6 +169,9 @@ def _counts(report: RunReport) -> Iterator[tuple[str, str, str]]:
         yield name, f"{tokens:,}", f"{short(tokens / report.seconds)} a second" if fresh and tokens else ""
     if hits is not None and hits.rate:
         yield "Hit rate", f"{100 * hits.rate:.1f} %", "of the prompt tokens were not computed"
+    if not report.workers:
+        yield "Workers", "0", "nothing was left to compute" if report.published else "none was started"
+        return
     where = "on the CPU" if report.device == "cpu" else "on GPUs"
     if report.finish_spread is not None:
         where += f", finished within {duration(report.finish_spread)} of each other"

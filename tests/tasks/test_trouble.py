@@ -148,6 +148,17 @@ def test_a_row_that_kills_its_worker_becomes_an_error_row_and_the_others_are_ans
     assert len(done) == len(set(done)) == len(run.windows[0].shards)
 
 
+def test_a_run_whose_rows_are_all_answered_starts_no_worker_again(bench: MakeBench) -> None:
+    lab = bench()
+    lab.answer()
+    before = lab.events
+    again = lab.open()
+    again.planner.plan_ahead()
+    time.sleep(1.0)
+    again.stop(0.0)
+    assert [event["event"] for event in lab.events[len(before) :]] == ["planned", "resumed"]
+
+
 def batches(lab: Bench) -> list[tuple[int, list[int]]]:
     """What each process computed together: its id, and the rows."""
     return [tuple(json.loads(line)) for line in (lab.root / "batches").read_text().splitlines()]
