@@ -106,7 +106,7 @@ def print_summary(report: RunReport, console: Console) -> None:
 
 
 def print_audit(report: AuditReport, console: Console | None = None) -> None:
-    """Print what an audit found: the counts, or each problem on a line."""
+    """Print what an audit found: each problem on a line, and the counts of what was verified."""
     console = console or Console()
     place = Text(printable(report.path), style="cyan")
     if report.valid:
@@ -117,10 +117,18 @@ def print_audit(report: AuditReport, console: Console | None = None) -> None:
         console.print(Text.assemble(("Not valid", "bold red"), f", {found}: ", place), soft_wrap=True)
         for problem in report.problems:
             console.print(Text(f"  {printable(problem)}", style="red"), soft_wrap=True)
-    if report.run is not None:
-        failed = sum(report.errors.values())
-        parts = [f"run {report.run}", plural(report.files, "file"), plural(report.rows, "row")]
-        console.print(f"{', '.join(parts)}: {report.ok:,} ok, {plural(failed, 'error')}", highlight=False)
+    if report.run is None:
+        return
+    files, counts = plural(report.files, "file"), f"{report.ok:,} ok, {plural(sum(report.errors.values()), 'error')}"
+    if report.valid:
+        line = f"run {report.run}, {files}, {plural(report.rows, 'row')}: {counts}"
+    elif report.counted:
+        whole = "is as the manifest says and holds" if report.counted == 1 else "are as the manifest says and hold"
+        line = f"run {report.run}: {report.counted:,} of {files} {whole} {plural(report.rows, 'row')}: {counts}"
+    else:
+        line = f"run {report.run}: none of {files} is as the manifest says, so nothing is counted"
+    console.print(line, highlight=False)
+    if report.counted:
         for code, count in sorted(report.errors.items()):
             console.print(f"  {code}: {count:,}", highlight=False)
 

@@ -113,10 +113,25 @@ def test_audit_lists_problems() -> None:
 
 def test_audit_of_a_valid_result_gives_the_counts() -> None:
     stream = io.StringIO()
-    report = AuditReport("/out", [], "ab12", True, 2, 10, 9, {"blank_prompt": 1})
+    report = AuditReport("/out", [], "ab12", True, 2, 2, 10, 9, {"blank_prompt": 1})
     print_audit(report, Console(file=stream, width=80))
     assert stream.getvalue().splitlines() == [
         "Valid complete result in /out",
         "run ab12, 2 files, 10 rows: 9 ok, 1 error",
         "  blank_prompt: 1",
     ]
+
+
+@pytest.mark.parametrize(
+    ("counted", "line"),
+    [
+        (1, "run ab12: 1 of 3 files is as the manifest says and holds 10 rows: 9 ok, 1 error"),
+        (0, "run ab12: none of 3 files is as the manifest says, so nothing is counted"),
+    ],
+)
+def test_audit_of_a_damaged_result_tells_no_count_that_is_not_verified(counted: int, line: str) -> None:
+    stream = io.StringIO()
+    counts = (10, 9, {"blank_prompt": 1}) if counted else (0, 0, {})
+    report = AuditReport("/out", ["part-00001.parquet is missing from /out"], "ab12", True, 3, counted, *counts)
+    print_audit(report, Console(file=stream, width=100))
+    assert stream.getvalue().splitlines()[2] == line
