@@ -120,6 +120,7 @@ def failed_report(run: OpenRun, message: str, state: str = "failed") -> RunRepor
         message=message,
         warnings=warnings(run),
         hits=run.hits,
+        deaths=dict(run.progress.record.deaths),
     )
 
 

@@ -169,6 +169,7 @@ def publish_result(run: OpenRun) -> RunReport:
     run.report = replace(
         report,
         workers=run.workers_begun,
+        deaths=dict(record.deaths),
         finish_spread=record.finish_spread,
         prompt_lengths=add(window.lengths for window in run.windows),
         answer_lengths=record.lengths,

@@ -6,8 +6,8 @@ text of a row. Row numbers count from 0 in the order of the input.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from tasks.hits import Hits
 
 STYLES = {"completed": "bold green", "partial": "bold yellow", "failed": "bold red", "interrupted": "bold yellow"}
+
+
+WAYS_SHOWN = 4
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,8 @@ class RunReport:
     warnings: tuple[str, ...]
     hits: Hits | None = None
     """What was not computed; None if nothing was planned."""
+    deaths: Mapping[str, int] = field(default_factory=dict)
+    """Of workers in this start, by how they ended."""
     finish_spread: float | None = None
     """Seconds between the last shards of the first and the last worker."""
     prompt_lengths: Sequence[int] = ()
@@ -177,6 +182,8 @@ def _counts(report: RunReport) -> Iterator[tuple[str, str, str]]:
         yield name, f"{tokens:,}", f"{short(tokens / report.seconds)} a second" if fresh and tokens else ""
     if hits is not None and hits.rate:
         yield "Hit rate", f"{100 * hits.rate:.1f} %", "of the prompt tokens were not computed"
+    if report.deaths:
+        yield "Deaths", f"{sum(report.deaths.values()):,}", _deaths(report.deaths)
     if not report.workers:
         yield "Workers", "0", "nothing was left to compute" if report.published else "none was started"
         return
@@ -184,6 +191,14 @@ def _counts(report: RunReport) -> Iterator[tuple[str, str, str]]:
     if report.finish_spread is not None:
         where += f", finished within {duration(report.finish_spread)} of each other"
     yield "Workers", f"{report.workers}", where
+
+
+def _deaths(deaths: Mapping[str, int]) -> str:
+    """How workers ended, the most frequent ways first."""
+    ways = sorted(deaths.items(), key=lambda entry: (-entry[1], entry[0]))
+    shown = [f"{count:,} {how}" for how, count in ways[:WAYS_SHOWN]] if sum(deaths.values()) > 1 else [ways[0][0]]
+    others = sum(count for _, count in ways[WAYS_SHOWN:])
+    return f"of workers: {', '.join(shown)}" + (f" and {others:,} others" if others else "")
 
 
 def _lengths(report: RunReport) -> Iterator[tuple[str, str, Sequence[int]]]:

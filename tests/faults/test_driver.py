@@ -93,7 +93,10 @@ def test_a_worker_that_stops_moving_is_replaced(lab: Laboratory, site: Site, und
         os.kill(victim, signal.SIGCONT)
     outcome = drive.outcome()
     assert list(checker.after_resume(scenario, outcome, checker.NOTHING, undisturbed(scenario))) == []
-    assert "for 2 s" in events(scenario, "died")[0]["how"]
+    how = events(scenario, "died")[0]["how"]
+    assert "for 2 s" in how
+    (line,) = [line for line in outcome.output.splitlines() if line.startswith("Deaths")]
+    assert f"of workers: {how}" in line
 
 
 def test_a_run_that_prefect_believes_crashed_publishes_once(

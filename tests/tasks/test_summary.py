@@ -135,3 +135,16 @@ def test_audit_of_a_damaged_result_tells_no_count_that_is_not_verified(counted: 
     report = AuditReport("/out", ["part-00001.parquet is missing from /out"], "ab12", True, 3, counted, *counts)
     print_audit(report, Console(file=stream, width=100))
     assert stream.getvalue().splitlines()[2] == line
+
+
+def test_deaths_that_the_run_survived_are_told_with_their_reasons() -> None:
+    report = replace(REPORT, deaths={"killed by SIGKILL": 1, "no progress for 300 s": 3})
+    told = "of workers: 3 no progress for 300 s, 1 killed by SIGKILL"
+    (line,) = [line for line in shown(report, 120).splitlines() if line.startswith("Deaths")]
+    assert line.split(maxsplit=2) == ["Deaths", "4", told]
+    assert f"| Deaths | 4 | {told} |" in as_markdown(report)
+    once = shown(replace(REPORT, deaths={"killed by SIGKILL": 1}), 120)
+    assert "of workers: killed by SIGKILL" in once
+    assert "Deaths" not in shown(REPORT)
+    many = replace(REPORT, deaths={f"exit status {number}": 9 - number for number in range(6)})
+    assert "6 exit status 3 and 9 others" in as_markdown(many)
