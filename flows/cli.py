@@ -253,7 +253,7 @@ def main() -> None:
 def _answer(job: Job, config: Path | None) -> RunReport:
     """Run the flow in this process, on the configured Prefect server or on one of the run's own."""
     from data.errors import InputError, RunError
-    from tasks.outage import report_of
+    from tasks.outage import failed, published_without_prefect
     from tasks.outcome import failed_report, verified_report
     from tasks.run import OPENED, opened
 
@@ -274,12 +274,18 @@ def _answer(job: Job, config: Path | None) -> RunReport:
             from prefect.exceptions import PrefectException
 
             failures += (PrefectException, HTTPError)
-            report: RunReport = flow(config=str(config or ""), run_dir=str(job.run_path))
+            try:
+                report: RunReport = flow(config=str(config or ""), run_dir=str(job.run_path))
+            except (PrefectException, HTTPError) as error:
+                published = published_without_prefect(run, error)
+                if published is None:
+                    raise
+                return published
             return report
     except failures as error:
         if run is None:
             raise
-        return report_of(run, error, ours=isinstance(error, ours))
+        return failed(run, error, ours=isinstance(error, ours))
     except KeyboardInterrupt:
         if run is not None:
             _print(failed_report(run, "finished shards are kept", "interrupted"))

@@ -27,8 +27,9 @@ from tasks.job import RunOptions, prepare
 from tasks.outcome import warnings
 from tasks.planner import plan_options
 from tasks.progress import Progress
-from tasks.run import OpenRun, start_pool
+from tasks.run import OpenRun
 from tasks.stages import run_lot
+from tasks.workers import start_pool
 from tests.flows.conftest import MODEL, ROOT
 from tests.tasks import troubled_worker as trouble
 
@@ -60,7 +61,7 @@ class Bench:
         progress = Progress()
         events = EventLog(self.folder.events, progress.tell)
         run = OpenRun(self.job, self.folder, Ledger(self.folder), events, progress, None, None, 0.0)
-        run.workers = start_pool(self.job, self.folder, events, None)
+        run.workers = start_pool(running.WORKER_TARGET, self.job, self.folder, events, None)
         return run
 
     def answer(self) -> OpenRun:
