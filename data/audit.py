@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from data.destination import destination
 from data.errors import RunError
 from data.manifest import Manifest, PartFile
-from data.published import problems_of_files
+from data.published import problems_beside_files, problems_of_file
 from data.results import ERROR, OK
 
 _BATCH_ROWS = 8192
@@ -28,13 +28,17 @@ _BATCH_ROWS = 8192
 
 @dataclass(frozen=True, slots=True)
 class AuditReport:
-    """What an audit found. `problems` are one line each; counts are those of the bytes, not of the manifest."""
+    """What an audit found. `problems` are one line each; `rows`, `ok` and `errors` are those of the bytes.
+
+    They are of the `counted` files out of `files` that are whole, and as the manifest says.
+    """
 
     path: str
     problems: list[str]
     run: str | None = None
     complete: bool = False
     files: int = 0
+    counted: int = 0
     rows: int = 0
     ok: int = 0
     errors: dict[str, int] = field(default_factory=dict)
@@ -56,24 +60,40 @@ def audit(output: Path | str) -> AuditReport:
         return AuditReport(target.name, [str(error)])
     if manifest is None:
         return AuditReport(target.name, [f"{target.name} has no manifest, so it is no published result"])
-    problems = problems_of_files(target, manifest, read=True)
+    present = target.sizes()
+    problems = problems_beside_files(target, manifest, present)
     counts: Counter[str] = Counter()
-    if not problems:
-        for file in manifest.files:
+    counted = 0
+    for file in manifest.files:
+        found = Counter[str]()
+        wrong = problems_of_file(target, file, present, read=True)
+        if not wrong:
             with target.open(file.name) as opened:
-                problems += _audit_file(opened, target.path_of(file.name), file, manifest, counts)
+                wrong = _audit_file(opened, target.path_of(file.name), file, manifest, found)
+        if not wrong:
+            counts += found
+            counted += 1
+        problems += wrong
+    if counted == len(manifest.files):
         problems += _compare(manifest, counts, target.manifest_name)
-    errors = {code: count for code, count in sorted(counts.items()) if code not in ("", OK)}
-    rows = counts.total() - counts[""]
+    errors = {code: count for code, count in sorted(counts.items()) if code != OK}
     return AuditReport(
-        target.name, problems, manifest.run, manifest.complete, len(manifest.files), rows, counts[OK], errors
+        target.name,
+        sorted(problems),
+        manifest.run,
+        manifest.complete,
+        len(manifest.files),
+        counted,
+        counts.total(),
+        counts[OK],
+        errors,
     )
 
 
 def _compare(manifest: Manifest, counts: Counter[str], name: str) -> list[str]:
-    """The counts of the bytes against the manifest's. The key "" counts rows that are neither ok nor an error."""
+    """The counts of the bytes against the manifest's."""
     problems = []
-    found = {code: count for code, count in counts.items() if code not in ("", OK)}
+    found = {code: count for code, count in counts.items() if code != OK}
     if counts[OK] != manifest.ok:
         problems.append(f"{name} says {manifest.ok} rows are ok, the files hold {counts[OK]}")
     if found != dict(manifest.errors):
@@ -101,7 +121,6 @@ def _audit_file(opened: BinaryIO, path: str, file: PartFile, manifest: Manifest,
             counts[entry["values"]] += entry["counts"]
         wrong = len(status) - (pc.sum(pc.or_(ok, failed)).as_py() or 0)
         if wrong:
-            counts[""] += wrong
             problems.append(f"{path}: {wrong} rows before row {rows} are neither ok nor an error with a code")
     if rows != file.rows:
         problems.append(f"{path} holds {rows} rows, the manifest says {file.rows}")

@@ -43,4 +43,8 @@ class ExitStatus(IntEnum):
         "Another process holds the run or the output; or the devices, with schedule.overlap = 'refuse'.",
         "Wait for it to end, or end it; `overnight status` shows how far it is.",
     )
-    INTERRUPTED = (130, "Interrupted by SIGINT or SIGTERM; finished work is kept.", "Run the same command to resume.")
+    INTERRUPTED = (
+        130,
+        "Interrupted by SIGINT, SIGTERM or SIGHUP (a closed terminal); finished work is kept.",
+        "Run the same command to resume; `overnight status` shows it. Under nohup SIGHUP is ignored.",
+    )

@@ -40,6 +40,11 @@ class JobAnswers:
     results: pa.Schema
     """The job's `results.result_schema`."""
 
+    @property
+    def count(self) -> int:
+        """How many answers there are, those included that no prompt of the run will ask for."""
+        return sum(segment.rows for segment in self.cache.segments(self.job))
+
     def add(self, keys: Sequence[bytes], occurrences: Sequence[int], results: pa.Table) -> None:
         """Keep the answers of a shard; all three are by slot. OSError: nothing was kept, which harms nobody."""
         assert results.schema.equals(self.results)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from data.destination import Destination, destination
 from data.errors import RunError
-from data.manifest import Manifest
+from data.manifest import Manifest, PartFile
 from data.outcomes import outcome_schema
 from data.output import Layout, added_schema
 
@@ -45,23 +45,37 @@ def problems_of_files(
     Files named in `beside` may be there too. With `read`, bytes are hashed anew also where a store has done it.
     """
     present = target.sizes()
-    listed = {file.name for file in manifest.files}
-    problems = [
-        f"{target.path_of(name)} is not in the manifest" for name in present if name not in listed | set(beside)
-    ]
+    problems = problems_beside_files(target, manifest, present, beside=beside)
     for file in manifest.files:
-        path = target.path_of(file.name)
-        if file.name not in present:
-            problems.append(f"{file.name} is missing from {target.name}")
-        elif (size := present[file.name]) is None:
-            problems.append(f"{path} is not a regular file")
-        elif size != file.bytes:
-            problems.append(f"{path} has {size} bytes, the manifest says {file.bytes}")
-        elif target.sha256(file.name, read=read) != file.sha256:
-            problems.append(f"{path} is damaged: its SHA-256 is not the manifest's")
+        problems += problems_of_file(target, file, present, read=read)
+    return sorted(problems)
+
+
+def problems_beside_files(
+    target: Destination, manifest: Manifest, present: Collection[str], *, beside: Collection[str] = ()
+) -> list[str]:
+    """What is wrong though every file be whole: others are there, of names in neither, or rows do not add up."""
+    known = {*(file.name for file in manifest.files), *beside}
+    problems = [f"{target.path_of(name)} is not in the manifest" for name in present if name not in known]
     if sum(file.rows for file in manifest.files) != manifest.rows:
         problems.append(f"{target.manifest_name}: the files' rows do not add up to {manifest.rows}")
-    return sorted(problems)
+    return problems
+
+
+def problems_of_file(
+    target: Destination, file: PartFile, present: Mapping[str, int | None], *, read: bool = False
+) -> list[str]:
+    """What the manifest says about one file and is not so, as one line; empty if it is whole."""
+    path = target.path_of(file.name)
+    if file.name not in present:
+        return [f"{file.name} is missing from {target.name}"]
+    if (size := present[file.name]) is None:
+        return [f"{path} is not a regular file"]
+    if size != file.bytes:
+        return [f"{path} has {size} bytes, the manifest says {file.bytes}"]
+    if target.sha256(file.name, read=read) != file.sha256:
+        return [f"{path} is damaged: its SHA-256 is not the manifest's"]
+    return []
 
 
 def published_outcomes(target: Destination, manifest: Manifest, results: pa.Schema) -> Iterator[pa.RecordBatch]:

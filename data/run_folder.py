@@ -52,7 +52,7 @@ class RunFolder:
             if not write_file(path / "tmp", path / "run.json", lambda file: file.write(record)):
                 _refuse_other(path, content)
         except OSError as error:
-            raise InputError(f"cannot create the run folder {path}: {error.strerror}; set --run-dir") from error
+            raise _unwritable(path, error) from error
         return cls(path, run_id(identity))
 
     @classmethod
@@ -114,7 +114,10 @@ class RunFolder:
 
 
 def set_aside(path: Path | str) -> Path | None:
-    """Rename a run folder to `<name>.old-N`, for a run that starts afresh. None if there is none; Held if in use."""
+    """Rename a run folder to `<name>.old-N`, for a run that starts afresh. None if there is none; Held if in use.
+
+    InputError: it is none, or its disk cannot be written.
+    """
     path = Path(path).absolute()
     if not path.exists():
         return None
@@ -123,9 +126,12 @@ def set_aside(path: Path | str) -> Path | None:
     number = 0
     while (target := path.with_name(f"{path.name}.old-{number}")).exists():
         number += 1
-    with locked(path / "lock", f"the run folder {path}"):
-        move(path, target)
-    (target / "lock").unlink(missing_ok=True)
+    try:
+        with locked(path / "lock", f"the run folder {path}"):
+            move(path, target)
+        (target / "lock").unlink(missing_ok=True)
+    except OSError as error:
+        raise _unwritable(path, error) from error
     return target
 
 
@@ -155,6 +161,14 @@ def preflight(run: RunFolder, output: Path) -> None:
     except OSError as error:
         message = f"cannot write, link and rename in {parent}: {error.strerror}; set output.path to a folder that can"
         raise InputError(message) from error
+
+
+def _unwritable(path: Path, error: OSError) -> InputError:
+    at = f"{error.filename}: " if error.filename is not None else ""
+    return InputError(
+        f"the run folder {path} cannot be written: {at}{error.strerror}. Set --run-dir to a folder that can, on the "
+        "disk of the output; or choose another --output, beside which the run folder then lies"
+    )
 
 
 def _canonical(identity: Mapping[str, Any]) -> bytes:

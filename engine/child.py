@@ -90,8 +90,8 @@ class Mailbox:
 
 def main(target: str, descriptor: int, lifeline: int, beats: bool) -> None:
     """Run `module:function` with the mailbox on `descriptor`; `lifeline` is a pipe that ends with the parent."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     _watch(lifeline)
     mailbox = Mailbox(Connection(descriptor))
     sys.excepthook = _end_failed

@@ -10,7 +10,6 @@ import atexit
 import os
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ import typer
 
 from engine.bytecode import keep_bytecode
 from engine.quiet_traceback import print_quietly
+from flows.interrupts import take_signals
 from flows.session import load_flow, start_server
 
 if TYPE_CHECKING:
@@ -110,7 +110,8 @@ def plan(
 
     from tasks.job import RunOptions, prepare
     from tasks.places import locked_places
-    from tasks.preflight import begun, plan_report, refuse_over_budget, scratch_folder
+    from tasks.planner import begun
+    from tasks.preflight import plan_report, refuse_over_budget, refuse_too_many_errors, scratch_folder
     from tasks.preflight_screen import print_plan
 
     with _exit_status():
@@ -126,6 +127,7 @@ def plan(
         print_plan(report, Console())
         if not goes_on:
             refuse_over_budget(job, report.planned, report.forecaster)
+            refuse_too_many_errors(report)
 
 
 @app.command()
@@ -195,7 +197,7 @@ def bench(context: typer.Context) -> None:
     from engine.bench_settings import parse
 
     settings = parse(context.args, "overnight bench")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    take_signals()
     with _exit_status(), ExitStack() as stack:
         server = start_server(stack, Path(stack.enter_context(TemporaryDirectory(prefix="overnight-bench-"))))
         flow = load_flow("bench", stack, server)
@@ -235,7 +237,7 @@ def main() -> None:
     @atexit.register  # before any other, so that it is called last
     def leave() -> None:
         for stream in (sys.stdout, sys.stderr):
-            with suppress(BrokenPipeError):  # a reader that went away
+            with suppress(OSError):  # a reader that went away, a terminal that was closed
                 stream.flush()
         os._exit(code)
 
@@ -251,11 +253,11 @@ def main() -> None:
 def _answer(job: Job, config: Path | None) -> RunReport:
     """Run the flow in this process, on the configured Prefect server or on one of the run's own."""
     from data.errors import InputError, RunError
-    from tasks.outage import report_of
+    from tasks.outage import failed, published_without_prefect
     from tasks.outcome import failed_report, verified_report
     from tasks.run import OPENED, opened
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    take_signals()
     run: OpenRun | None = None
     ours: tuple[type[Exception], ...] = (RunError, InputError, OSError)
     failures = ours
@@ -272,12 +274,18 @@ def _answer(job: Job, config: Path | None) -> RunReport:
             from prefect.exceptions import PrefectException
 
             failures += (PrefectException, HTTPError)
-            report: RunReport = flow(config=str(config or ""), run_dir=str(job.run_path))
+            try:
+                report: RunReport = flow(config=str(config or ""), run_dir=str(job.run_path))
+            except (PrefectException, HTTPError) as error:
+                published = published_without_prefect(run, error)
+                if published is None:
+                    raise
+                return published
             return report
     except failures as error:
         if run is None:
             raise
-        return report_of(run, error, ours=isinstance(error, ours))
+        return failed(run, error, ours=isinstance(error, ours))
     except KeyboardInterrupt:
         if run is not None:
             _print(failed_report(run, "finished shards are kept", "interrupted"))
@@ -303,16 +311,17 @@ def _exit_status() -> Iterator[None]:
 def _fail(message: str, status: int) -> NoReturn:
     from data.errors import one_line
 
-    typer.echo(f"overnight: {one_line(message)}", err=True)
+    with suppress(OSError):  # a terminal that was closed
+        typer.echo(f"overnight: {one_line(message)}", err=True)
     raise typer.Exit(status)
 
 
 def _print(report: RunReport) -> None:
-    from rich.console import Console
-
+    from tasks.display import Terminal
     from tasks.summary import print_summary
 
-    print_summary(report, Console())
+    with suppress(OSError):  # nobody can see it: that changes nothing in how the run ended
+        print_summary(report, Terminal())
 
 
 def _settings(

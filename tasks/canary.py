@@ -158,7 +158,11 @@ def _other_company(record: Records, digests: Mapping[str, str], found: Found) ->
     ]
     if not differ:
         return None
-    return f"the model in {found.checkpoint.folder} was used with another {' and '.join(differ)} before"
+    return (
+        f"the model in {found.checkpoint.folder} was used with another {' and '.join(differ)} before, and answers may "
+        "make no sense with this one. If nobody changed it on purpose, end the run, fetch the model again and start "
+        "with --fresh; else there is nothing to do, and this is not said again"
+    )
 
 
 def rounds_alike(settings: Settings, device: str, *, alike: bool = True) -> bool:

@@ -18,8 +18,10 @@ HEAD = """\
 What is wrong with a setting, a file or the model is found before anything is started and ends the program with one line
 on stderr. What is wrong with one row becomes that row's result: `status` is `error`, and `error` holds a code of the
 second table and a message that names the place, never the row's text. Rows with an error count against
-`output.error_budget`, a share of all rows; above it nothing is published and the exit status is 1. `overnight plan`
-lists the rows that cannot work without running anything; `overnight infer --retry-errors` computes error rows again.
+`output.error_budget`, a share of all rows; above it nothing is published and the exit status is 1. Rows that cannot
+work are known once they are planned: where they alone are above the budget, nothing is computed either, unless the run
+had begun before. `overnight plan` lists them without running anything; `overnight infer --retry-errors` computes error
+rows again.
 
 Compressed input of up to 256 MiB is read to its end before the start. Damage in the middle of a larger one, or of a
 Parquet file whose beginning and end are whole, is found when the rows there are planned: the run then ends with status

@@ -1,4 +1,7 @@
-"""The report of a run that ended in an error: of its own, of Prefect, or of the way to Prefect's server."""
+"""What becomes of a run that ended in an error: of its own, of Prefect, or of the way to Prefect's server.
+
+A result needs no Prefect. Where every row is answered, or the deadline has come, it is published all the same.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +19,31 @@ _FULL_BYTES = 256 << 10
 _NO_SPACE = os.strerror(errno.ENOSPC)
 
 
-def report_of(run: OpenRun, error: Exception, *, ours: bool) -> RunReport:
-    """The report of the result, where it had been published; else what is behind the error, as far as that is known.
+def published_without_prefect(run: OpenRun, error: Exception) -> RunReport | None:
+    """The report of the result, which is published now if it was not before; None if there can be none yet.
+
+    error: that of Prefect. The caller holds the locks of the run.
+
+    Raises:
+        RunError: as publishing does.
+    """
+    when = "once the result was published, which is whole"
+    if run.report is None:
+        if run.failure is not None or run.job.options.retry_errors or not (run.late or run.complete):
+            return None
+        from tasks.stages import publish_result  # imports Prefect, which was there to fail
+
+        publish_result.fn(run)
+        when = "before the result was published, which needs no Prefect"
+    assert run.report is not None
+    return replace(run.report, warnings=(*run.report.warnings, f"Prefect failed {when}: {error}"))
+
+
+def failed(run: OpenRun, error: Exception, *, ours: bool) -> RunReport:
+    """The report of a run without a result: what is behind the error, as far as that is known.
 
     ours: whether the error is one of the run, not of Prefect.
     """
-    if run.report is not None and not ours:
-        after = f"Prefect failed once the result was published, which is whole: {error}"
-        return replace(run.report, warnings=(*run.report.warnings, after))
     message = str(error) if ours else f"Prefect failed: {error}"
     if run.failure is not None:
         message = str(run.failure)

@@ -112,7 +112,7 @@ def failed_report(run: OpenRun, message: str, state: str = "failed") -> RunRepor
         output_tokens=sum(commit.tokens["output"] for commit in commits.values()),
         seconds=time.monotonic() - run.started,
         resumed_rows=run.resumed_rows,
-        workers=job.placement.workers,
+        workers=run.workers_begun,
         device=job.placement.device,
         accuracy=None,
         accuracy_label="",
@@ -120,6 +120,7 @@ def failed_report(run: OpenRun, message: str, state: str = "failed") -> RunRepor
         message=message,
         warnings=warnings(run),
         hits=run.hits,
+        deaths=dict(run.progress.record.deaths),
     )
 
 

@@ -1,13 +1,17 @@
 """The windows of a run, planned one at a time as they are asked for, and handed to the workers at once.
 
 The command line has the first window planned before it imports Prefect, which takes longer than a worker may need to
-be ready; the flow's task then finds it done. So nothing here imports Prefect. Under a deadline planning ends when work
-must end; a window that is planned by then stays. What a plan is, and how it survives the death of its planner, is told
-by data.plan.
+be ready; the flow's task then finds it done. So nothing here imports Prefect. Workers are started when a shard is
+handed out, so that a run with nothing to compute starts none; a large input has them load the model while it is
+planned. Rows that cannot be asked are known by then: a run that they alone keep from being published is refused before
+it computes anything. Under a deadline planning ends when work must end; a window that is planned by then stays. What a
+plan is, and how it survives the death of its planner, is told by data.plan.
 """
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
@@ -30,12 +34,16 @@ from tasks.forecast import Forecaster, Planned
 from tasks.job import Job
 from tasks.settings import Settings
 
+EAGER_ROWS = 50_000
+"""So many rows take seconds to read and encode: as many beyond the known answers, and workers are begun meanwhile."""
+
 
 class Planner:
     """Plans the windows of a run.
 
     Args:
         options: how windows are planned.
+        begin: starts the workers; called, perhaps often, when it is likely that a shard will be handed out.
         hand_out: gives shards to the workers; called with those of each window in the order of the plan.
         deadline: when planning must end; told how many rows there are.
     """
@@ -47,6 +55,7 @@ class Planner:
         ledger: Ledger,
         events: EventLog,
         options: PlanOptions,
+        begin: Callable[[], None],
         hand_out: Callable[[Sequence[Shard]], None],
         deadline: Deadline | None,
     ) -> None:
@@ -57,9 +66,9 @@ class Planner:
         self.late = False
         """Whether the deadline has ended the planning."""
         self._job, self._ledger, self._events, self._hand_out = job, ledger, events, hand_out
-        self._folder, self._deadline = folder, deadline
-        watch = self._watch if deadline is not None else None
-        options = replace(options, priority=job.priority, on_progress=watch)
+        self._folder, self._deadline, self._begin = folder, deadline, begin
+        self._known = options.answers.count if options.answers is not None else 0
+        options = replace(options, priority=job.priority, on_progress=self._watch)
         self._planning = plan_windows(folder, job.dataset, job.prompter, job.run_id, options)
         self._ahead: Future[Window | None] | None = None
         self._mixed: set[str] = set()
@@ -114,13 +123,15 @@ class Planner:
         self._tell_mixed(window)
         self._tell_order(window)
         if window.last:
-            self._tell_doubtful()
+            self._judge_errors()
 
     def _watch(self, rows: int, bytes_read: int) -> None:
         """Rows have been read for the plan: is there time to go on? OutOfTime if not."""
-        assert self._deadline is not None
-        self._deadline.rows = self._rows_expected(rows, bytes_read)
-        self._deadline.check()
+        if rows - self._known >= EAGER_ROWS:
+            self._begin()
+        if self._deadline is not None:
+            self._deadline.rows = self._rows_expected(rows, bytes_read)
+            self._deadline.check()
 
     def _rows_expected(self, rows: int, bytes_read: int) -> int:
         """The rows of the whole input, judged by the bytes that those so far took."""
@@ -134,16 +145,16 @@ class Planner:
         """What a token in and one out weigh in the time that is left."""
         return Forecaster(self._job).token_seconds(Planned.of([window]))
 
-    def _tell_doubtful(self) -> None:
-        """An input that holds nothing, or too little that can be asked, is often the wrong one."""
-        rows = sum(window.rows for window in self.windows)
-        wrong = sum(sum(window.errors.values()) for window in self.windows)
-        budget = self._job.settings.output.error_budget
-        if not rows:
+    def _judge_errors(self) -> None:
+        """An input that holds nothing, or too little that can be asked, is often the wrong one.
+
+        RunError: it has more such rows than the error budget allows, and nothing is computed yet.
+        """
+        if not sum(window.rows for window in self.windows):
             self._events.tell({"event": "warning", "message": "the input has no rows: the result will be empty"})
-        elif wrong > budget * rows:
-            message = f"{wrong:,} of {plural(rows, 'row')} cannot be asked, more than output.error_budget = {budget:g}"
-            message += ": nothing is published unless that is raised; overnight plan lists them"
+        if (message := over_error_budget(self._job, self.windows)) is not None:
+            if not begun(self._folder):
+                raise RunError(message)
             self._events.tell({"event": "warning", "message": message})
 
     def _tell_mixed(self, window: Window) -> None:
@@ -200,6 +211,28 @@ def plan_options(settings: Settings) -> PlanOptions:
         kind=settings.job.kind,
         max_tokens=settings.sampling.max_tokens,
         fold=settings.job.kind != "generate" or settings.sampling.temperature == 0,
+    )
+
+
+def begun(folder: RunFolder) -> bool:
+    """Whether a worker has begun a shard of the run: then it is gone on with, whatever it takes."""
+    return any(folder.attempts.iterdir())
+
+
+def over_error_budget(job: Job, windows: Sequence[Window]) -> str | None:
+    """What is to be said of a whole plan with more rows without a prompt than the error budget allows; else None."""
+    rows, errors = sum(window.rows for window in windows), Counter[str]()
+    for window in windows:
+        errors.update(window.errors)
+    budget, wrong = job.settings.output.error_budget, errors.total()
+    if wrong <= budget * rows:
+        return None
+    codes = ", ".join(f"{code} {count:,}" for code, count in sorted(errors.items()))
+    enough = math.ceil(1000 * wrong / rows) / 1000
+    return (
+        f"{wrong:,} of {plural(rows, 'row')} cannot be asked ({codes}), more than output.error_budget = {budget:g}"
+        f" allows: correct them (overnight plan lists them), or set output.error_budget={enough:g} to have the others"
+        " answered and published, with these as error rows"
     )
 
 

@@ -1,6 +1,7 @@
 """The workers of a run behind one small interface: `submit` a shard, get a future, `close`.
 
-One thread starts the processes and waits on all connections at once. An idle worker takes the next shard; outside
+One thread starts the processes, once there is a shard for them or will be, and waits on all connections at once. An
+idle worker takes the next shard; outside
 deterministic mode it also holds further ones, up to its share of those left, so that small shards fill its batch and
 the tail of one does not drain it. A worker that dies, falls silent or makes no progress (tasks.seat) is replaced, never
 used again, and the futures of its shards end in `WorkerDied`: the caller submits them again. One whose memory grows
@@ -28,7 +29,6 @@ from engine.child import BEAT
 from engine.supervisor import Child
 from tasks.deadline import Deadline, OutOfTime
 from tasks.endings import Interrupted, NoWorkers, ShardFailed, WorkerDied
-from tasks.figures import size as shown
 from tasks.growth import Growth
 from tasks.seat import Event, Given, Seat, vacate
 from tasks.shard_queue import ShardQueue, Waiting
@@ -76,6 +76,8 @@ class WorkerPool:
         self._stall, self._on_event = stall_timeout, on_event
         self._deadline, self._turn = deadline, turn
         self._ours = turn is None
+        self.begun = False
+        """Whether there was ever work, or was going to be: before that no worker is started and no turn taken."""
         self.late = False
         """Whether the deadline has ended the work."""
         self._seats = [Seat(index, retries, Growth(growth)) for index in range(size)]
@@ -101,12 +103,19 @@ class WorkerPool:
         NoWorkers (workers refuse to start).
         """
         future: Future[Event] = Future()
+        self.begun = True
         self._waiting.put(Waiting(dict(shard), future, alone), first=first)
         if self._closed:
             self._waiting.fail(self._ending())
         else:
             self._poke()
         return future
+
+    def begin(self) -> None:
+        """Start the workers now: there will be shards. Idempotent."""
+        if not self.begun:
+            self.begun = True
+            self._poke()
 
     def ask(self, message: Mapping[str, Any], *, besides: int) -> int | None:
         """Send a message to a worker other than `besides` that is free for it; its index, None if none is.
@@ -159,8 +168,9 @@ class WorkerPool:
     def _work(self) -> None:
         turn = time.monotonic()
         while not self._closed:
-            self._keep_turn()
-            self._watch()
+            if self.begun:
+                self._keep_turn()
+                self._watch()
             self._dispatch()
             self._keep_time()
             connections = {seat.child.connection: seat for seat in self._seats if seat.child is not None}
@@ -273,12 +283,11 @@ class WorkerPool:
     def _renew(self, seat: Seat) -> None:
         """Replace a worker that holds nothing and whose memory grows without end."""
         assert seat.child is not None
-        message = f"the memory of worker {seat.index} grew by {shown(seat.growth.grown)} and went on growing; "
-        message += "a new process has taken its place"
+        warning = seat.outgrown
         seat.child.end()
         seat.empty()
         self._on_event({"worker": seat.index, "event": "replaced"})
-        self._on_event({"worker": seat.index, "event": "warning", "code": "memory", "message": message})
+        self._on_event(warning)
 
     def _bury(self, seat: Seat, how: str) -> None:
         assert seat.child is not None
@@ -294,9 +303,7 @@ class WorkerPool:
         self._on_event({"worker": seat.index, "event": "died", "how": how, "shards": shards, "pid": process})
         left = sum(not seat.gone for seat in self._seats)
         if seat.gone and left:
-            message = f"worker {seat.index} is given up after deaths in a row, the last one: {how}"
-            message += f"; the run goes on with {left} of {len(self._seats)} workers"
-            self._on_event({"worker": seat.index, "event": "warning", "code": "worker_gone", "message": message})
+            self._on_event(seat.given_up(how, f"{left} of {len(self._seats)} workers"))
         return [given for _, given in lost]
 
     def _ending(self) -> RunError:

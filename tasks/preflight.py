@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 
 from rich.console import Console
 
+from data.errors import RunError
 from data.ledger import Ledger
 from data.plan import plan_windows, rows_without_prompt
 from data.run_folder import RunFolder
@@ -26,7 +27,7 @@ from tasks.footing import Memory
 from tasks.forecast import Forecaster, Planned, Rates
 from tasks.job import Job, cached_answers
 from tasks.placement import has_fp8
-from tasks.planner import plan_options
+from tasks.planner import begun, over_error_budget, plan_options
 
 WORKERS = (1, 2, 4, 8)
 WINDOWS_KEPT = 2
@@ -57,6 +58,7 @@ class PlanReport:
     forecaster: Forecaster
     offers: tuple[Offer, ...]
     published: bool
+    windows: tuple[Window, ...]
 
     @property
     def tokens_out(self) -> float:
@@ -75,7 +77,7 @@ def plan_report(job: Job, folder: RunFolder, *, published: bool) -> PlanReport:
         memory, rates = forecaster.memory(planned, precision), forecaster.rates(precision)
         offers.append(Offer(precision, precision == forecaster.precision, memory, rates, seconds))
     errors = rows_without_prompt(folder, windows, ROWS_SHOWN)
-    return PlanReport(job, planned, errors, forecaster, tuple(offers), published)
+    return PlanReport(job, planned, errors, forecaster, tuple(offers), published, tuple(windows))
 
 
 def plan_all(job: Job, folder: RunFolder) -> Iterator[Window]:
@@ -119,9 +121,10 @@ def check_budget(job: Job, folder: RunFolder) -> None:
         refuse_over_budget(job, Planned.of(list(plan_all(job, folder))), Forecaster(job))
 
 
-def begun(folder: RunFolder) -> bool:
-    """Whether a worker has begun a shard of the run: then it is gone on with, whatever it takes."""
-    return any(folder.attempts.iterdir())
+def refuse_too_many_errors(report: PlanReport) -> None:
+    """RunError if more rows of a planned job cannot be asked than its error budget allows."""
+    if not report.published and (message := over_error_budget(report.job, report.windows)) is not None:
+        raise RunError(message)
 
 
 def refuse_over_budget(job: Job, planned: Planned, forecaster: Forecaster) -> None:

@@ -5,6 +5,7 @@ Counts what this start of the driver saw; answers of an earlier one are in the l
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -25,7 +26,8 @@ class Record:
         self._planned: float | None = None
         self._ready: dict[int, float] = {}
         self._finished: dict[int, float] = {}
-        self.deaths = 0
+        self.deaths: Counter[str] = Counter()
+        """Of workers, by how they ended."""
         self.waited = False
         """Whether another run had the devices for a while."""
         self.publishing: float | None = None
@@ -53,7 +55,7 @@ class Record:
         elif kind == "publishing":
             self.publishing = now
         elif kind == "died":
-            self.deaths += 1
+            self.deaths[str(event["how"])] += 1
         elif kind == "waiting":
             self.waited = True
         elif kind == "warning":

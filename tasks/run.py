@@ -22,18 +22,14 @@ from data.run_folder import RunFolder
 from data.shards import Shard
 from data.suspect import alone
 from data.window import Window
-from engine.supervisor import Child
-from tasks.canary import Expected, rounds_alike
+from tasks.canary import rounds_alike
 from tasks.canary_records import remember
 from tasks.cross_check import CrossCheck, open_checks
 from tasks.deadline import Deadline
-from tasks.deaths import recording
-from tasks.devices import alike, device_name
+from tasks.devices import alike
 from tasks.display import Display
 from tasks.events import EventLog
-from tasks.growth import growth_limit
 from tasks.hits import Hits, count_hits
-from tasks.host_memory import host_memory
 from tasks.job import Job, cached_answers
 from tasks.open_files import raise_open_files
 from tasks.placement import device_names
@@ -45,12 +41,10 @@ from tasks.rehearsal import Rehearsal
 from tasks.seat import Event
 from tasks.summary import RunReport
 from tasks.turns import Turn, turn_of
-from tasks.worker_order import WorkerOrder
+from tasks.workers import start_pool
 
 WORKER_TARGET = "tasks.worker:main"
 DRAIN_SECONDS = 10.0
-# What a GPU holds the KV cache of at once; some half a minute of its work, which is what its death costs.
-HELD_TOKENS = 2_000_000
 
 
 @dataclass
@@ -81,13 +75,27 @@ class OpenRun:
     def __post_init__(self) -> None:
         options = replace(plan_options(self.job.settings), answers=cached_answers(self.job, self.folder))
         self.deadline = Deadline(self.job.deadline) if self.job.deadline is not None else None
-        self.planner = Planner(self.job, self.folder, self.ledger, self.events, options, self.hand_out, self.deadline)
+        self.planner = Planner(
+            self.job,
+            self.folder,
+            self.ledger,
+            self.events,
+            options,
+            begin=lambda: self.pool.begin(),
+            hand_out=self.hand_out,
+            deadline=self.deadline,
+        )
 
     @property
     def pool(self) -> WorkerPool:
         """The workers, which a run that has something to compute has."""
         assert self.workers is not None
         return self.workers
+
+    @property
+    def workers_begun(self) -> int:
+        """How many workers had something to do; 0 where nothing was left to compute."""
+        return self.job.placement.workers if self.workers is not None and self.workers.begun else 0
 
     @property
     def windows(self) -> list[Window]:
@@ -100,10 +108,15 @@ class OpenRun:
         return self.planner.late or (self.workers is not None and self.workers.late)
 
     @property
+    def complete(self) -> bool:
+        """Whether all windows are planned and every shard is committed."""
+        planned = bool(self.windows) and self.windows[-1].last
+        return planned and all(not self.ledger.missing(window.shards) for window in self.windows)
+
+    @property
     def partial(self) -> bool:
         """Whether the deadline has left something undone, so that a partial result is to be published."""
-        planned = bool(self.windows) and self.windows[-1].last
-        return self.late and not (planned and all(not self.ledger.missing(window.shards) for window in self.windows))
+        return self.late and not self.complete
 
     @property
     def answered_rows(self) -> int:
@@ -197,7 +210,7 @@ def _at_work(run: OpenRun, turn: Turn) -> Iterator[None]:
         run.progress.listen(rehearsal.tell)
     for warning in run.job.warnings:
         run.events.tell({"event": "warning", "message": warning})
-    run.workers = start_pool(run.job, run.folder, run.events, run.deadline, turn)
+    run.workers = start_pool(WORKER_TARGET, run.job, run.folder, run.events, run.deadline, turn)
     strict = rounds_alike(run.job.settings, run.job.placement.device, alike=alike(run.job.placement))
     run.checks = CrossCheck(run.folder, run.workers, strict=strict, tell=run.events.tell, fail=run.fail)
     run.progress.listen(run.checks.listen)
@@ -207,6 +220,9 @@ def _at_work(run: OpenRun, turn: Turn) -> Iterator[None]:
             yield
         ended["state"] = "partial" if run.partial else "completed"
         remember(run.folder)
+    except KeyboardInterrupt as stop:
+        ended |= {"message": str(stop) or "by SIGINT"}
+        raise
     except Exception as error:
         ended |= {"state": "failed" if run.report is None else run.report.state, "message": str(error)}
         raise
@@ -249,44 +265,6 @@ def taken_or_opened(job: Job | None) -> Iterator[OpenRun]:
         yield run
 
 
-def start_pool(
-    job: Job, folder: RunFolder, events: EventLog, deadline: Deadline | None, turn: Turn | None = None
-) -> WorkerPool:
-    """The worker processes of a run, each on its own device."""
-    logs = folder.path / "workers"
-    logs.mkdir(mode=0o700, exist_ok=True)
-    placed = job.placement
-    expected = Expected.of(job.checkpoint, device_name(placed), alike=alike(placed), workers=placed.workers)
-
-    def start(index: int) -> Child:
-        child = Child(WORKER_TARGET, environment=placed.environment(index), log=logs / f"{index}.log", beats=True)
-        order = WorkerOrder(
-            worker=index,
-            run=folder.path,
-            settings=job.settings,
-            device=placed.device,
-            threads=placed.threads,
-            expected=expected.model_copy(update={"worker": index}),
-            others=placed.workers > 1,
-        )
-        child.send(order.to_message())
-        return child
-
-    shardwise = job.settings.engine.shardwise
-    return WorkerPool(
-        job.placement.workers,
-        depth=1 if shardwise else 2,
-        tokens=0 if shardwise else HELD_TOKENS,
-        start=start,
-        deadline=deadline,
-        turn=turn,
-        stall_timeout=job.settings.workers.stall_timeout,
-        retries=job.settings.workers.retries,
-        growth=growth_limit(host_memory().total, job.placement.workers),
-        on_event=recording(folder, events),
-    )
-
-
 def _run_started(job: Job, folder: RunFolder) -> dict[str, Any]:
     return {
         "event": "run_started",
@@ -294,5 +272,6 @@ def _run_started(job: Job, folder: RunFolder) -> dict[str, Any]:
         "folder": str(folder.path),
         "workers": job.placement.workers,
         "device": job.placement.device,
+        "command": job.command,
         **({"deadline": job.deadline.isoformat()} if job.deadline is not None else {}),
     }

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from engine.child import BEAT
 from engine.supervisor import Child
+from tasks.figures import size
 from tasks.growth import Growth
 from tasks.shard_queue import Waiting
 
@@ -88,6 +89,19 @@ class Seat:
         if self.child is None or not (self.ready and self.held):
             return None
         return {"worker": self.index, "event": "stopped", "shards": list(self.held), "pid": self.child.pid}
+
+    @property
+    def outgrown(self) -> Event:
+        """What to tell if its process is replaced for its memory."""
+        message = f"the memory of worker {self.index} grew by {size(self.growth.grown)} and went on growing; "
+        message += "a new process has taken its place"
+        return {"worker": self.index, "event": "warning", "code": "memory", "message": message}
+
+    def given_up(self, how: str, left: str) -> Event:
+        """What to tell if it stays empty; how its last process ended, and who goes on."""
+        message = f"worker {self.index} is given up after deaths in a row, the last one: {how}"
+        message += f"; the run goes on with {left}"
+        return {"worker": self.index, "event": "warning", "code": "worker_gone", "message": message}
 
     def take(self, child: Child) -> None:
         """A new process has the seat."""

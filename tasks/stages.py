@@ -168,6 +168,8 @@ def publish_result(run: OpenRun) -> RunReport:
     record = run.progress.record
     run.report = replace(
         report,
+        workers=run.workers_begun,
+        deaths=dict(record.deaths),
         finish_spread=record.finish_spread,
         prompt_lengths=add(window.lengths for window in run.windows),
         answer_lengths=record.lengths,

@@ -63,6 +63,8 @@ class Status:
     last_event: str | None
     last_event_age: float | None
     output: str | None
+    command: str | None
+    """What resumes the run, as its driver was started."""
     hits: Hits
     others: tuple[str, ...] = field(default=())
     finish_spread: float | None = None
@@ -116,6 +118,7 @@ def run_status(folder: Path | None) -> Status:
         last_event=str(last["event"]) if last else None,
         last_event_age=max(0.0, time.time() - event_time(last)) if last else None,
         output=output,
+        command=next((str(event["command"]) for event in events if event.get("command")), None),
         hits=count_hits(windows, {commit.shard: commit for commit in commits}),
         others=others,
         finish_spread=progress.record.finish_spread if len(done) == len(shards) else None,

@@ -40,6 +40,10 @@ def print_status(status: Status, console: Console) -> None:
     for name, place in (("Output", status.output), ("Run", status.folder)):
         if place:
             console.print(Text.assemble(f"{name:<7} ", (printable(place), "cyan")), soft_wrap=True)
+    if status.command and not status.holder and status.state != "completed":
+        console.print()
+        console.print("To resume:", highlight=False)
+        console.print(Text(f"  {printable(status.command)}", style="bold"), soft_wrap=True)
     if status.others:
         console.print()
         console.print("Other runs here, newest first:", highlight=False)

@@ -6,8 +6,8 @@ text of a row. Row numbers count from 0 in the order of the input.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from tasks.hits import Hits
 
 STYLES = {"completed": "bold green", "partial": "bold yellow", "failed": "bold red", "interrupted": "bold yellow"}
+
+
+WAYS_SHOWN = 4
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,8 @@ class RunReport:
     warnings: tuple[str, ...]
     hits: Hits | None = None
     """What was not computed; None if nothing was planned."""
+    deaths: Mapping[str, int] = field(default_factory=dict)
+    """Of workers in this start, by how they ended."""
     finish_spread: float | None = None
     """Seconds between the last shards of the first and the last worker."""
     prompt_lengths: Sequence[int] = ()
@@ -106,7 +111,7 @@ def print_summary(report: RunReport, console: Console) -> None:
 
 
 def print_audit(report: AuditReport, console: Console | None = None) -> None:
-    """Print what an audit found: the counts, or each problem on a line."""
+    """Print what an audit found: each problem on a line, and the counts of what was verified."""
     console = console or Console()
     place = Text(printable(report.path), style="cyan")
     if report.valid:
@@ -117,10 +122,18 @@ def print_audit(report: AuditReport, console: Console | None = None) -> None:
         console.print(Text.assemble(("Not valid", "bold red"), f", {found}: ", place), soft_wrap=True)
         for problem in report.problems:
             console.print(Text(f"  {printable(problem)}", style="red"), soft_wrap=True)
-    if report.run is not None:
-        failed = sum(report.errors.values())
-        parts = [f"run {report.run}", plural(report.files, "file"), plural(report.rows, "row")]
-        console.print(f"{', '.join(parts)}: {report.ok:,} ok, {plural(failed, 'error')}", highlight=False)
+    if report.run is None:
+        return
+    files, counts = plural(report.files, "file"), f"{report.ok:,} ok, {plural(sum(report.errors.values()), 'error')}"
+    if report.valid:
+        line = f"run {report.run}, {files}, {plural(report.rows, 'row')}: {counts}"
+    elif report.counted:
+        whole = "is as the manifest says and holds" if report.counted == 1 else "are as the manifest says and hold"
+        line = f"run {report.run}: {report.counted:,} of {files} {whole} {plural(report.rows, 'row')}: {counts}"
+    else:
+        line = f"run {report.run}: none of {files} is as the manifest says, so nothing is counted"
+    console.print(line, highlight=False)
+    if report.counted:
         for code, count in sorted(report.errors.items()):
             console.print(f"  {code}: {count:,}", highlight=False)
 
@@ -169,10 +182,23 @@ def _counts(report: RunReport) -> Iterator[tuple[str, str, str]]:
         yield name, f"{tokens:,}", f"{short(tokens / report.seconds)} a second" if fresh and tokens else ""
     if hits is not None and hits.rate:
         yield "Hit rate", f"{100 * hits.rate:.1f} %", "of the prompt tokens were not computed"
+    if report.deaths:
+        yield "Deaths", f"{sum(report.deaths.values()):,}", _deaths(report.deaths)
+    if not report.workers:
+        yield "Workers", "0", "nothing was left to compute" if report.published else "none was started"
+        return
     where = "on the CPU" if report.device == "cpu" else "on GPUs"
     if report.finish_spread is not None:
         where += f", finished within {duration(report.finish_spread)} of each other"
     yield "Workers", f"{report.workers}", where
+
+
+def _deaths(deaths: Mapping[str, int]) -> str:
+    """How workers ended, the most frequent ways first."""
+    ways = sorted(deaths.items(), key=lambda entry: (-entry[1], entry[0]))
+    shown = [f"{count:,} {how}" for how, count in ways[:WAYS_SHOWN]] if sum(deaths.values()) > 1 else [ways[0][0]]
+    others = sum(count for _, count in ways[WAYS_SHOWN:])
+    return f"of workers: {', '.join(shown)}" + (f" and {others:,} others" if others else "")
 
 
 def _lengths(report: RunReport) -> Iterator[tuple[str, str, Sequence[int]]]:

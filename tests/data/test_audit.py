@@ -63,7 +63,9 @@ def test_every_flipped_bit_is_found(result: Path) -> None:
 
 def test_missing_and_additional_files_are_found(result: Path) -> None:
     part_of(result).rename(result.parent / "away")
-    assert "missing" in audit(result).problems[0]
+    report = audit(result)
+    assert "missing" in report.problems[0]
+    assert (report.files, report.counted) == (1, 0)
     (result.parent / "away").rename(part_of(result))
     if result.is_dir():
         (result / "part-00001.parquet").write_bytes(b"x")
@@ -118,3 +120,21 @@ def test_a_manifest_round_trips_with_what_the_caller_added(result: Path) -> None
     assert Manifest.from_bytes(changed.to_bytes(), "x") == changed
     with pytest.raises(RunError, match="is not a manifest"):
         Manifest.from_bytes(b"[]", "x")
+
+
+def test_only_files_that_are_as_the_manifest_says_are_counted(lab: Callable[..., Any]) -> None:
+    made = lab(ROWS)
+    made.output = OutputSettings(path=str(made.root / "out"), error_budget=1)
+    made.compute()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("data.parts.PART_ROWS", 40)
+        made.publish()
+    assert (audit(made.target).files, audit(made.target).counted) == (3, 3)
+    (made.target / "part-00001.parquet").write_bytes(b"x")
+    report = audit(made.target)
+    assert [problem.partition(" ")[2] for problem in report.problems] == [
+        "has 1 bytes, the manifest says "
+        + str(next(file["bytes"] for file in json.loads(manifest_of(made.target).read_bytes())["files"][1:]))
+    ]
+    assert (report.files, report.counted, report.rows, report.ok) == (3, 2, 60, 58)
+    assert report.errors == {"blank_prompt": 2}

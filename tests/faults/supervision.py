@@ -198,7 +198,7 @@ def _become(order: Order, supervisor: socket.socket, log: Path) -> None:
         os.dup2(descriptor, number)
     os.environ.update(order.environment)
     refresh_global_settings_context()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if order.watched:

@@ -52,6 +52,7 @@ def resumes(lab: Laboratory, scenario: Scenario, expected: dict[str, str]) -> No
         pytest.param([signal.SIGINT], id="interrupted"),
         pytest.param([signal.SIGINT, signal.SIGINT], id="interrupted-twice", marks=full),
         pytest.param([signal.SIGTERM, signal.SIGINT], id="terminated-and-interrupted"),
+        pytest.param([signal.SIGHUP, signal.SIGHUP], id="hung-up-by-the-kernel-and-the-shell"),
     ],
 )
 def test_a_signal_drains_the_run(lab: Laboratory, site: Site, undisturbed: Undisturbed, signals: Sequence[int]) -> None:
@@ -67,7 +68,7 @@ def test_a_signal_drains_the_run(lab: Laboratory, site: Site, undisturbed: Undis
     assert list(checker.after_crash(scenario, outcome)) == []
     assert not scenario.output.exists()
     assert "overnight infer" in outcome.output
-    if len(signals) == 1:  # what the workers held was not lost
+    if len(signals) == 1 or signal.SIGHUP in signals:  # what the workers held was not lost
         assert len(committed(scenario)) == len(list(scenario.run.glob("attempts/*")))
     resumes(lab, scenario, undisturbed(scenario))
 
@@ -92,7 +93,10 @@ def test_a_worker_that_stops_moving_is_replaced(lab: Laboratory, site: Site, und
         os.kill(victim, signal.SIGCONT)
     outcome = drive.outcome()
     assert list(checker.after_resume(scenario, outcome, checker.NOTHING, undisturbed(scenario))) == []
-    assert "for 2 s" in events(scenario, "died")[0]["how"]
+    how = events(scenario, "died")[0]["how"]
+    assert "for 2 s" in how
+    (line,) = [line for line in outcome.output.splitlines() if line.startswith("Deaths")]
+    assert f"of workers: {how}" in line
 
 
 def test_a_run_that_prefect_believes_crashed_publishes_once(

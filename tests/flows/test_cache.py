@@ -42,6 +42,7 @@ def test_a_second_run_computes_only_changed_rows(overnight: Overnight, tmp_path:
     nightly = ("--set", "output.error_budget=0.5", "--set", "workers.dp_degree=1", "--output", "night-2")
     assert overnight("infer", "--input", second, *nightly, *cache, "--run-dir", "b").returncode == 0
     assert computed(tmp_path, "b") == 0
+    assert '"started"' not in (tmp_path / "b" / "events.jsonl").read_text(), "no worker was needed"
     assert parts(tmp_path / "night-2") == cached
     assert overnight("audit", "night-2").returncode == 0
 

@@ -8,10 +8,12 @@ import signal
 import sqlite3
 import subprocess
 import time
+from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
 
 import psutil
+import pytest
 
 from tests.flows.conftest import messages, program, write_rows
 
@@ -32,27 +34,35 @@ def flow_runs(folder: Path) -> int:
     return 0
 
 
-def test_a_published_result_is_reported_though_the_server_is_gone(
-    environment: dict[str, str], config: Path, tmp_path: Path
+def answered(folder: Path) -> bool:
+    """Whether the run in `folder` has planned its shards and committed them all."""
+    plans = [json.loads(path.read_bytes()) for path in folder.glob(".overnight/*/plan/*.json")]
+    return bool(plans) and len(list(folder.glob(".overnight/*/commits/*.json"))) == len(plans[0]["shards"])
+
+
+@pytest.mark.parametrize("when", [flow_runs, answered])
+def test_a_result_is_published_and_reported_though_the_server_is_gone(
+    environment: dict[str, str], config: Path, tmp_path: Path, when: Callable[[Path], object]
 ) -> None:
     source = write_rows(tmp_path / "rows.jsonl", messages(900))
     words = program("infer", "--input", source, "--output", "out.jsonl", "--config", config)
     driver = subprocess.Popen(
         words, env=environment, cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
-    while driver.poll() is None and not flow_runs(tmp_path):
-        time.sleep(0.1)
+    while driver.poll() is None and not when(tmp_path):
+        time.sleep(0.01)
     server = server_of(driver.pid)
     assert server is not None
     os.kill(server, signal.SIGKILL)
     out, err = driver.communicate(timeout=300)
     print(out, err)
     assert (tmp_path / "out.jsonl").exists() == (driver.returncode == 0)
+    assert driver.returncode == 0 or when is not answered, "publishing needs no Prefect"
     if driver.returncode == 0:
         assert len((tmp_path / "out.jsonl").read_text("utf-8").splitlines()) == 900
         assert json.loads((tmp_path / "_out.jsonl.manifest.json").read_text())["complete"]
         assert "completed" in out
-        assert "Prefect failed once the result was published" in out
+        assert "Prefect failed once the result was published" in out or "Prefect failed before" in out
     else:
         assert driver.returncode == 1
         assert "Prefect failed" in out

@@ -50,6 +50,15 @@ def test_infer_uses_the_plan_and_the_next_plan_knows_what_it_took(overnight: Ove
         assert words in fewer.stdout
 
 
+def test_more_bad_rows_than_the_error_budget_allows_are_told(overnight: Overnight, tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "in.jsonl", [*messages(6), *({"id": 6 + n, "text": ""} for n in range(3))])
+    refused = overnight("plan", "--input", source, "--output", "out", "--config", tmp_path / "config.toml")
+    assert refused.returncode == 1
+    assert "To run this plan" in refused.stdout
+    assert "3 of 9 rows cannot be asked (blank_prompt 3), more than output.error_budget = 0.01" in refused.stderr
+    assert "output.error_budget=0.334" in refused.stderr
+
+
 def test_a_budget_refuses_before_anything_starts(overnight: Overnight, tmp_path: Path) -> None:
     source = write_rows(tmp_path / "in.jsonl", list(messages(40)))
     config = tmp_path / "config.toml"

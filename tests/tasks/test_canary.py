@@ -191,6 +191,8 @@ def test_a_tokenizer_that_was_swapped_before_the_plan_is_warned_of_once(
     warned = start(planned(tmp_path, model), "another")
     assert warned["event"] == "warning"
     assert "was used with another tokenizer before" in warned["message"]
+    assert "fetch the model again" in warned["message"]
+    assert "--fresh" in warned["message"]
     assert start(planned(tmp_path, model), "third")["event"] == "ready"
 
 

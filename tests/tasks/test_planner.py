@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data.errors import InputError
+from data.attempts import record_attempt
+from data.errors import InputError, RunError
 from data.ledger import Commit, Ledger
 from data.run_folder import RunFolder
 from tasks.configuration import load_settings
@@ -36,7 +37,11 @@ class Queue:
 
     def __init__(self) -> None:
         self.shards: list[str] = []
+        self.begun = 0
         self.futures: list[Future[Event]] = []
+
+    def begin(self) -> None:
+        self.begun += 1
 
     def submit(self, shard: dict[str, Any], *, first: bool = False, alone: bool = False) -> Future[Event]:  # noqa: ARG002
         place = 0 if first else len(self.shards)
@@ -191,3 +196,32 @@ def test_a_shard_is_asked_for_once_and_handed_out_anew_after_its_worker_died(sou
 
 def commit(shard: str) -> bytes:
     return Commit(shard, "0" * 64, 1, 1, 0, {"input": 1, "output": 1}, 1.0, 0, 1).to_bytes()
+
+
+def test_workers_begin_with_the_first_shard_or_while_much_is_planned(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, queue = opened(source)
+    run.planner.plan_ahead()
+    assert queue.begun == 0, "handing out a shard is enough"
+    shutil.rmtree(run.folder.path)
+    monkeypatch.setattr("tasks.planner.EAGER_ROWS", 500)
+    run, queue = opened(source)
+    run.planner.plan_ahead()
+    assert queue.begun > 0
+
+
+def test_errors_over_the_budget_are_refused_unless_something_is_computed(source: Path) -> None:
+    rows = pq.read_table(source).to_pylist()
+    pq.write_table(pa.Table.from_pylist([*rows, *[{"ids": None}] * 300]), source)
+    for _ in range(2):  # planned, and loaded
+        run, queue = opened(source)
+        run.planner.plan_ahead()
+        with pytest.raises(RunError, match=r"300 of 1,000 rows cannot be asked \(bad_prompt_ids 300\).*budget=0\.3 "):
+            run.planner.next()
+        assert (queue.shards, queue.begun) == ([], 0)
+    record_attempt(run.folder, run.windows[0].shards[0].id, 0)
+    run, queue = opened(source)
+    assert run.planner.next() is not None
+    assert queue.shards
+    assert "300 of 1,000 rows cannot be asked" in run.folder.events.read_text()

@@ -24,6 +24,7 @@ def pool_of(folder: Path, good: int, bad: int, **variables: str) -> tuple[Worker
         return Child("tests.tasks.obedient_worker:doubting", environment=environment, log=folder / f"{index}.log")
 
     pool = WorkerPool(good + bad, 1, start, stall_timeout=60, retries=0, on_event=events.append)
+    pool.begin()
     return pool, events
 
 

@@ -113,10 +113,38 @@ def test_audit_lists_problems() -> None:
 
 def test_audit_of_a_valid_result_gives_the_counts() -> None:
     stream = io.StringIO()
-    report = AuditReport("/out", [], "ab12", True, 2, 10, 9, {"blank_prompt": 1})
+    report = AuditReport("/out", [], "ab12", True, 2, 2, 10, 9, {"blank_prompt": 1})
     print_audit(report, Console(file=stream, width=80))
     assert stream.getvalue().splitlines() == [
         "Valid complete result in /out",
         "run ab12, 2 files, 10 rows: 9 ok, 1 error",
         "  blank_prompt: 1",
     ]
+
+
+@pytest.mark.parametrize(
+    ("counted", "line"),
+    [
+        (1, "run ab12: 1 of 3 files is as the manifest says and holds 10 rows: 9 ok, 1 error"),
+        (0, "run ab12: none of 3 files is as the manifest says, so nothing is counted"),
+    ],
+)
+def test_audit_of_a_damaged_result_tells_no_count_that_is_not_verified(counted: int, line: str) -> None:
+    stream = io.StringIO()
+    counts = (10, 9, {"blank_prompt": 1}) if counted else (0, 0, {})
+    report = AuditReport("/out", ["part-00001.parquet is missing from /out"], "ab12", True, 3, counted, *counts)
+    print_audit(report, Console(file=stream, width=100))
+    assert stream.getvalue().splitlines()[2] == line
+
+
+def test_deaths_that_the_run_survived_are_told_with_their_reasons() -> None:
+    report = replace(REPORT, deaths={"killed by SIGKILL": 1, "no progress for 300 s": 3})
+    told = "of workers: 3 no progress for 300 s, 1 killed by SIGKILL"
+    (line,) = [line for line in shown(report, 120).splitlines() if line.startswith("Deaths")]
+    assert line.split(maxsplit=2) == ["Deaths", "4", told]
+    assert f"| Deaths | 4 | {told} |" in as_markdown(report)
+    once = shown(replace(REPORT, deaths={"killed by SIGKILL": 1}), 120)
+    assert "of workers: killed by SIGKILL" in once
+    assert "Deaths" not in shown(REPORT)
+    many = replace(REPORT, deaths={f"exit status {number}": 9 - number for number in range(6)})
+    assert "6 exit status 3 and 9 others" in as_markdown(many)

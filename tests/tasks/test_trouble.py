@@ -27,8 +27,9 @@ from tasks.job import RunOptions, prepare
 from tasks.outcome import warnings
 from tasks.planner import plan_options
 from tasks.progress import Progress
-from tasks.run import OpenRun, start_pool
+from tasks.run import OpenRun
 from tasks.stages import run_lot
+from tasks.workers import start_pool
 from tests.flows.conftest import MODEL, ROOT
 from tests.tasks import troubled_worker as trouble
 
@@ -60,7 +61,7 @@ class Bench:
         progress = Progress()
         events = EventLog(self.folder.events, progress.tell)
         run = OpenRun(self.job, self.folder, Ledger(self.folder), events, progress, None, None, 0.0)
-        run.workers = start_pool(self.job, self.folder, events, None)
+        run.workers = start_pool(running.WORKER_TARGET, self.job, self.folder, events, None)
         return run
 
     def answer(self) -> OpenRun:
@@ -146,6 +147,17 @@ def test_a_row_that_kills_its_worker_becomes_an_error_row_and_the_others_are_ans
     assert any("worker_died" in warning for warning in warnings(run))
     done = [event["shard"] for event in lab.events if event["event"] == "done"]
     assert len(done) == len(set(done)) == len(run.windows[0].shards)
+
+
+def test_a_run_whose_rows_are_all_answered_starts_no_worker_again(bench: MakeBench) -> None:
+    lab = bench()
+    lab.answer()
+    before = lab.events
+    again = lab.open()
+    again.planner.plan_ahead()
+    time.sleep(1.0)
+    again.stop(0.0)
+    assert [event["event"] for event in lab.events[len(before) :]] == ["planned", "resumed"]
 
 
 def batches(lab: Bench) -> list[tuple[int, list[int]]]:

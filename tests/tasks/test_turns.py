@@ -130,6 +130,7 @@ def test_the_urgent_run_comes_in_between_and_both_finish(run: Callable[..., Run]
 
 def test_runs_of_the_same_urgency_wait_for_the_first_to_end(run: Callable[..., Run]) -> None:
     first = run()
+    first.pool.begin()
     wait_until(lambda: first.kinds("ready") == ["ready"] * 2)
     second = run()
     future = second.submit(0.1)

@@ -1,0 +1,24 @@
+"""The signals that end the program as Ctrl-C does: SIGTERM, and SIGHUP, which a closed terminal sends.
+
+They raise KeyboardInterrupt with the signal's name, so that what is at work is ended in order. A terminal that closes
+sends SIGHUP more than once, from the kernel and from the shell, where a second Ctrl-C means that the user will not
+wait; so SIGHUP counts once. Where it is ignored, as under nohup, it stays ignored.
+"""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType
+
+
+def take_signals() -> None:
+    """Have both signals raise KeyboardInterrupt in the main thread from now on."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, _interrupt)
+
+
+def _interrupt(number: int, _frame: FrameType | None) -> None:
+    if number == signal.SIGHUP:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    raise KeyboardInterrupt(f"by {signal.Signals(number).name}")
