@@ -8,30 +8,26 @@ from __future__ import annotations
 
 import atexit
 import os
-import shlex
-import shutil
 import subprocess
 import sys
 from contextlib import ExitStack, suppress
-from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from engine.bytecode import keep_bytecode
 from engine.quiet_traceback import print_quietly
 from flows.exits import exit_status, fail
+from flows.infer_command import infer, plan
 from flows.interrupts import take_signals
+from flows.options import Config, Model, Sets, SettingsHelp, given_settings
 from flows.promote_command import promote
 from flows.session import load_flow, start_server
 
 if TYPE_CHECKING:
-    from tasks.job import Job
-    from tasks.run import OpenRun
-    from tasks.settings import Settings
-    from tasks.summary import RunReport
+    pass
 
 app = typer.Typer(
     name="overnight",
@@ -42,93 +38,11 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-DEFAULT_CONFIG = Path("config.toml")
 WORK_POOL = "overnight"
 ROOT = Path(__file__).parent.parent
 
-Input = Annotated[str | None, typer.Option("--input", help="Sets input.path.", metavar="PATH")]
-Output = Annotated[str | None, typer.Option("--output", help="Sets output.path.", metavar="PATH")]
-Model = Annotated[str | None, typer.Option("--model", help="Sets model.path.", metavar="MODEL")]
-Limit = Annotated[int | None, typer.Option("--limit", help="Sets input.limit: the first rows alone.", metavar="N")]
-Config = Annotated[Path | None, typer.Option("--config", help="Configuration file; ./config.toml if there is one.")]
-Sets = Annotated[list[str] | None, typer.Option("--set", help="Any setting below.", metavar="SECTION.KEY=VALUE")]
-RunDir = Annotated[Path | None, typer.Option("--run-dir", help="The run's folder; beside the output if not set.")]
-Fresh = Annotated[bool, typer.Option("--fresh", help="Set earlier work aside, and replace another result.")]
-Retry = Annotated[bool, typer.Option("--retry-errors", help="Compute the rows that ended in an error again.")]
-
-
-class SettingsHelp(typer.core.TyperCommand):
-    """A command whose help ends with the reference of all settings."""
-
-    def format_epilog(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002
-        """List every setting with its default and description."""
-        from tasks.reference import help_lines
-
-        with formatter.section("Settings (--set, OVERNIGHT_SECTION__KEY, or the configuration file)"):
-            formatter.write_dl(list(help_lines()))
-
-
-@app.command(cls=SettingsHelp)
-def infer(
-    input_path: Input = None,
-    output_path: Output = None,
-    model: Model = None,
-    limit: Limit = None,
-    config: Config = None,
-    sets: Sets = None,
-    run_dir: RunDir = None,
-    fresh: Fresh = False,
-    retry_errors: Retry = False,
-) -> None:
-    """Answer every row of a dataset and publish the result. Running it again resumes."""
-    from data.exit_status import ExitStatus
-    from tasks.job import RunOptions, prepare
-
-    with exit_status():
-        settings = _settings(config, sets, input_path, output_path, model, limit)
-        options = RunOptions(run_dir, fresh, retry_errors)
-        job = prepare(settings, options, datetime.now(), _resume_command())
-        report = _answer(job, config)
-    _print(report)
-    ended = {"completed": ExitStatus.COMPLETE, "partial": ExitStatus.PARTIAL}
-    raise typer.Exit(ended.get(report.state, ExitStatus.FAILED))
-
-
-@app.command(cls=SettingsHelp)
-def plan(
-    input_path: Input = None,
-    output_path: Output = None,
-    model: Model = None,
-    limit: Limit = None,
-    config: Config = None,
-    sets: Sets = None,
-    run_dir: RunDir = None,
-    fresh: Fresh = False,
-    retry_errors: Retry = False,
-) -> None:
-    """Check and plan a job without running it, and predict its tokens, memory, time and cost. infer uses the plan."""
-    from rich.console import Console
-
-    from tasks.job import RunOptions, prepare
-    from tasks.places import locked_places
-    from tasks.planner import begun
-    from tasks.preflight import plan_report, refuse_over_budget, refuse_too_many_errors, scratch_folder
-    from tasks.preflight_screen import print_plan
-
-    with exit_status():
-        settings = _settings(config, sets, input_path, output_path, model, limit)
-        options = RunOptions(run_dir, fresh, retry_errors)
-        job = prepare(settings, options, datetime.now(), _resume_command())
-        if fresh:  # what infer would set aside is left alone here
-            with scratch_folder(job) as folder:
-                report, goes_on = plan_report(job, folder, published=False), False
-        else:
-            with locked_places(job, dry=True) as (folder, finished):
-                report, goes_on = plan_report(job, folder, published=finished is not None), begun(folder)
-        print_plan(report, Console())
-        if not goes_on:
-            refuse_over_budget(job, report.planned, report.forecaster)
-            refuse_too_many_errors(report)
+app.command(cls=SettingsHelp)(infer)
+app.command(cls=SettingsHelp)(plan)
 
 
 @app.command()
@@ -170,7 +84,7 @@ def cache(
     from tasks.cache_screen import print_cache
 
     with exit_status():
-        settings = _settings(config, sets, None, None, None, None).cache
+        settings = given_settings(config, sets).cache
         kept = AnswerCache(cache_folder(settings).absolute(), settings.max_bytes)
         kept.check()
         if clear:
@@ -190,7 +104,7 @@ def doctor(config: Config = None, sets: Sets = None, model: Model = None) -> Non
     from tasks.dry_run import dry_run
 
     with exit_status():
-        settings = _settings(config, sets, None, None, model, None)
+        settings = given_settings(config, sets, model=model)
         healthy = print_checks(checks(settings, lambda: dry_run(settings)), Console())
     raise typer.Exit(0 if healthy else 1)
 
@@ -252,81 +166,3 @@ def main() -> None:
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1 if end.code else 0
         raise
-
-
-def _answer(job: Job, config: Path | None) -> RunReport:
-    """Run the flow in this process, on the configured Prefect server or on one of the run's own."""
-    from data.errors import InputError, RunError
-    from tasks.outage import failed, published_without_prefect
-    from tasks.outcome import failed_report, verified_report
-    from tasks.run import OPENED, opened
-
-    take_signals()
-    run: OpenRun | None = None
-    ours: tuple[type[Exception], ...] = (RunError, InputError, OSError)
-    failures = ours
-    try:
-        with ExitStack() as stack:
-            run = stack.enter_context(opened(job))
-            if run.finished is not None:
-                return verified_report(run)
-            OPENED.set(run)
-            server = start_server(stack, run.folder.path / "prefect")
-            run.planner.plan_ahead()  # before Prefect is imported: no worker is to wait for that
-            flow = load_flow("infer", stack, server)
-            from httpx import HTTPError
-            from prefect.exceptions import PrefectException
-
-            failures += (PrefectException, HTTPError)
-            try:
-                report: RunReport = flow(config=str(config or ""), run_dir=str(job.run_path))
-            except (PrefectException, HTTPError) as error:
-                published = published_without_prefect(run, error)
-                if published is None:
-                    raise
-                return published
-            return report
-    except failures as error:
-        if run is None:
-            raise
-        return failed(run, error, ours=isinstance(error, ours))
-    except KeyboardInterrupt:
-        if run is not None:
-            _print(failed_report(run, "finished shards are kept", "interrupted"))
-        raise
-
-
-def _print(report: RunReport) -> None:
-    from tasks.display import Terminal
-    from tasks.summary import print_summary
-
-    with suppress(OSError):  # nobody can see it: that changes nothing in how the run ended
-        print_summary(report, Terminal())
-
-
-def _settings(
-    config: Path | None,
-    sets: list[str] | None,
-    input_path: str | None,
-    output_path: str | None,
-    model: str | None,
-    limit: int | None,
-) -> Settings:
-    from tasks.configuration import load_settings
-
-    if config is None and DEFAULT_CONFIG.exists():
-        config = DEFAULT_CONFIG
-    if config is not None:
-        typer.echo(f"Settings from {config}", err=True)
-    options: dict[str, dict[str, Any]] = {
-        "input": {"path": input_path, "limit": limit},
-        "output": {"path": output_path},
-        "model": {"path": model},
-    }
-    given = {section: {k: v for k, v in values.items() if v is not None} for section, values in options.items()}
-    return load_settings(config, {section: values for section, values in given.items() if values}, sets or ())
-
-
-def _resume_command() -> str:
-    program = "overnight" if shutil.which("overnight") else sys.argv[0]
-    return shlex.join([program, "infer", *(word for word in sys.argv[2:] if word != "--fresh")])
