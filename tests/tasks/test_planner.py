@@ -22,7 +22,7 @@ from tasks.deadline import OutOfTime
 from tasks.endings import WorkerDied
 from tasks.events import EventLog
 from tasks.job import RunOptions, prepare
-from tasks.outage import report_of
+from tasks.outage import failed
 from tasks.pool import WorkerPool
 from tasks.progress import Progress
 from tasks.run import OpenRun
@@ -111,7 +111,7 @@ def test_what_is_wrong_is_raised_where_the_window_is_asked_for(source: Path) -> 
         InputError, match=r"in\.parquet is not a whole Parquet file: .*; write or copy it again"
     ) as caught:
         run.planner.next()
-    report = report_of(run, caught.value, ours=True)
+    report = failed(run, caught.value, ours=True)
     assert (report.state, report.message) == ("failed", str(caught.value))
     assert queue.shards == []
     assert not list(run.folder.plan.glob("*.json"))
