@@ -328,15 +328,26 @@ def test_verify_sees_every_change(kind: str, read: bool, request: pytest.Fixture
         opened(folder).verify(expected)
 
 
-def test_a_change_while_reading_is_noticed(jsonl_folder: Path) -> None:
-    dataset = opened(jsonl_folder)
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_a_change_while_reading_is_noticed(kind: str, request: pytest.FixtureRequest) -> None:
+    folder = request.getfixturevalue(f"{kind}_folder")
+    dataset = opened(folder)
     dataset.fingerprint()
     chunks = dataset.chunks()
     next(chunks)
+    with (folder / f"a.{kind}").open("ab") as stream:
+        stream.write(b'{"n": -1}\n')
+    with pytest.raises(RunError, match=rf"a\.{kind} changed"):
+        list(chunks)
+
+
+def test_a_change_before_reading_is_noticed_though_little_is_read(jsonl_folder: Path) -> None:
+    dataset = opened(jsonl_folder, limit=5)
+    dataset.fingerprint()
     with (jsonl_folder / "a.jsonl").open("ab") as stream:
         stream.write(b'{"n": -1}\n')
     with pytest.raises(RunError, match=r"a\.jsonl changed"):
-        list(chunks)
+        rows(dataset)
 
 
 def test_sample_columns(jsonl_folder: Path, tmp_path: Path) -> None:
