@@ -191,7 +191,7 @@ TYPES = {
 def test_columns_of_uncommon_types_are_read_and_kept(tmp_path: Path) -> None:
     table = pa.table({**TYPES, "bytes": pa.DictionaryArray.from_arrays(pa.array([0, 0]), pa.array([b"kept"]))})
     pq.write_table(table, tmp_path / "x.parquet")
-    prompt = " ".join("{{ %s }}" % name for name in TYPES)
+    prompt = " ".join(f"{{{{ {name} }}}}" for name in TYPES)
     prompts, rows = published(planned(tmp_path, tmp_path / "x.parquet", prompt=prompt))
     assert sorted(prompts) == [
         '00000000-0000-0000-0000-000000000000 {"a":1} first a b 1.00',
