@@ -95,7 +95,10 @@ class Template:
     def render(self, record: Mapping[str, Any]) -> str:
         """The text for a row; a missing column counts as null. TemplateFailed if the template does."""
         if self._pieces is not None and not self._marking:
-            return "".join([str(self._finalize(record.get(piece))) if name else piece for piece, name in self._pieces])
+            texts = [_text(record.get(piece)) if name else piece for piece, name in self._pieces]
+            if sum(map(len, texts)) > MAX_TEXT:
+                raise TemplateFailed("the text is too long in line 1 of the template")
+            return "".join(texts)
         variables: dict[str, Any] = {name: record.get(name) for name in self.columns}
         if self._uses_row:
             variables["row"] = dict(variables)
@@ -130,8 +133,8 @@ class Template:
         """Runs on every output; on constants when the template is compiled, when nothing is marked."""
         if callable(value) and not isinstance(value, jinja2.Undefined):  # {{ meta.items }} is the method, not the key
             raise TypeError("a function is no text")
-        value = "" if value is None else value
-        return f"{self._open}{value}{self._close}" if self._marking else value
+        text = _text(self._sandbox.weigh(value))
+        return f"{self._open}{text}{self._close}" if self._marking else text
 
 
 class ColumnText:
@@ -149,6 +152,10 @@ class ColumnText:
     def render_marked(self, record: Mapping[str, Any]) -> Rendered:
         text = self.render(record)
         return Rendered(text, ((0, len(text)),))
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else str(value)
 
 
 def render_bounded(template: jinja2.Template, variables: dict[str, Any]) -> str:

@@ -173,7 +173,7 @@ def _counts(report: RunReport) -> Iterator[tuple[str, str, str]]:
     yield "Answered", f"{report.ok:,}", share(report.ok, report.rows) if report.rows else ""
     yield "Errors", f"{report.failed_rows:,}", share(report.failed_rows, report.rows) if report.failed_rows else ""
     if report.accuracy is not None:
-        label = f"of the answers equal the column {report.accuracy_label}" if report.accuracy_label else ""
+        label = f"of the answers equal the column {printable(report.accuracy_label)}" if report.accuracy_label else ""
         yield "Accuracy", f"{100 * report.accuracy:.1f} %", label
     # Tokens of an earlier start or run, or of a result that was only verified, were not spent in these seconds.
     earlier = report.resumed_rows or (hits is not None and hits.cached)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -19,6 +20,7 @@ from data.dataset import Dataset
 from data.errors import InputError, RunError
 from data.rows import BadRow
 from data.settings import InputSettings
+from data.sources import list_sources
 
 
 def opened(path: Path | str, **settings: Any) -> Dataset:
@@ -233,17 +235,38 @@ def test_decompression_bombs_are_refused(tmp_path: Path, pack: Any, monkeypatch:
     refused(tmp_path / "x", "decompression bomb")
 
 
+def test_a_compressed_file_has_a_largest_size_and_comes_in_small_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.gz"
+    path.write_bytes(gzip.compress(b'{"a": "' + b"x" * (64 << 20) + b'"}\n') + b"\0" * 512)  # padded, as tar does
+    (source,) = list_sources(str(path))
+    assert max(len(block) for block in streams.blocks(streams.HashedStream(source), "gzip")) <= streams.BLOCK
+    monkeypatch.setattr(streams, "MAX_BYTES", 1 << 20)
+    refused(path, r"x\.gz decompresses to more than .* bomb")
+
+
 def test_a_parquet_bomb_is_refused_by_its_footer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("data.parquet.RATIO_FROM", 1 << 16)
     monkeypatch.setattr("data.parquet.MAX_RATIO", 100)
     table = pa.table({"a": ["x" * 1_000_000] * 10})
     pq.write_table(table, tmp_path / "x.parquet", compression="zstd", use_dictionary=False)
-    refused(tmp_path / "x.parquet", "decompression bomb")
+    with pytest.raises(InputError, match=r"claims to hold .* decompression bomb"):
+        opened(tmp_path / "x.parquet")
+
+
+def test_parquet_rows_that_memory_does_not_hold_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("data.parquet.MAX_BATCH_BYTES", 1 << 20)
+    pq.write_table(pa.table({"a": ["x" * 100_000] * 20}), tmp_path / "x.parquet")
+    refused(tmp_path / "x.parquet", r"x\.parquet: 20 rows take more than 2 GiB in memory")
 
 
 def test_long_parquet_rows_come_in_small_batches(tmp_path: Path) -> None:
     pq.write_table(pa.table({"a": [os.urandom(50_000).hex() for _ in range(1000)]}), tmp_path / "x.parquet")
     assert max(len(chunk) for chunk in opened(tmp_path / "x.parquet").chunks()) <= 200
+    numbers = np.random.default_rng(0).random((500, 10_000))
+    pq.write_table(pa.table({"a": list(numbers)}), tmp_path / "x.parquet")
+    assert max(len(chunk) for chunk in opened(tmp_path / "x.parquet").chunks()) <= 250
 
 
 def test_invalid_utf8_in_parquet_costs_its_row_only(tmp_path: Path) -> None:
@@ -305,15 +328,26 @@ def test_verify_sees_every_change(kind: str, read: bool, request: pytest.Fixture
         opened(folder).verify(expected)
 
 
-def test_a_change_while_reading_is_noticed(jsonl_folder: Path) -> None:
-    dataset = opened(jsonl_folder)
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_a_change_while_reading_is_noticed(kind: str, request: pytest.FixtureRequest) -> None:
+    folder = request.getfixturevalue(f"{kind}_folder")
+    dataset = opened(folder)
     dataset.fingerprint()
     chunks = dataset.chunks()
     next(chunks)
+    with (folder / f"a.{kind}").open("ab") as stream:
+        stream.write(b'{"n": -1}\n')
+    with pytest.raises(RunError, match=rf"a\.{kind} changed"):
+        list(chunks)
+
+
+def test_a_change_before_reading_is_noticed_though_little_is_read(jsonl_folder: Path) -> None:
+    dataset = opened(jsonl_folder, limit=5)
+    dataset.fingerprint()
     with (jsonl_folder / "a.jsonl").open("ab") as stream:
         stream.write(b'{"n": -1}\n')
     with pytest.raises(RunError, match=r"a\.jsonl changed"):
-        list(chunks)
+        rows(dataset)
 
 
 def test_sample_columns(jsonl_folder: Path, tmp_path: Path) -> None:

@@ -113,3 +113,40 @@ def test_folders_are_made_with_their_parents(tmp: Path) -> None:
 def test_the_digest_is_sha256(tmp: Path) -> None:
     (tmp / "file").write_bytes(b"abc")
     assert digest_file(tmp / "file") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+@pytest.mark.parametrize("call", ["fsync", "link", "open"])
+def test_a_refusal_of_the_disk_is_passed_on_and_nothing_is_tried_again(
+    tmp: Path, call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+
+    def refuses(*_: object, **__: object) -> None:
+        made.append(call)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, call, refuses)
+    with pytest.raises(OSError, match="No space left"):
+        write_file(tmp, tmp.parent / "record", lambda file: file.write(b"whole"))
+    monkeypatch.undo()
+    assert made == [call]
+    assert not list(tmp.iterdir())
+    assert not (tmp.parent / "record").exists()
+
+
+def test_a_name_that_cannot_be_made_durable_is_an_error(tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file is there, and whoever goes on from it would lose it with the power."""
+    real, synced = os.fsync, 0
+
+    def second_fails(descriptor: int) -> None:
+        nonlocal synced
+        synced += 1
+        if synced == 2:
+            raise OSError(5, "Input/output error")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", second_fails)
+    with pytest.raises(OSError, match="Input/output"):
+        write_file(tmp, tmp.parent / "record", lambda file: file.write(b"whole"))
+    assert synced == 2
+    assert not list(tmp.iterdir())

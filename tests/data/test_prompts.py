@@ -342,6 +342,12 @@ def test_columns_of_a_wrong_type() -> None:
     with pytest.raises(InputError, match=r"'names' is list<.*string>, not a list of integers"):
         prompter(prompt_ids="names").check(schema.names, schema)
     prompter(prompt_ids="ids").check(schema.names, schema)
+    packed = pa.schema(
+        [(name, pa.dictionary(pa.int32(), kind)) for name, kind in (("a", pa.binary()), ("b", pa.string()))]
+    )
+    with pytest.raises(InputError, match="'a', which is binary"):
+        prompter(prompt="{{ a }}").check(packed.names, packed)
+    prompter(prompt="{{ b }}").check(packed.names, packed)
 
 
 def test_the_date_in_a_chat_template(model: Callable[..., Path]) -> None:

@@ -108,3 +108,29 @@ def test_preflight_names_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"cannot write, link and rename in .*file"):
         preflight(run, tmp_path / "file" / "out")
+
+
+@pytest.mark.parametrize("call", ["link", "rename", "fsync"])
+def test_preflight_refuses_a_filesystem_without_what_publication_needs(
+    tmp_path: Path, call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunFolder.create(tmp_path / "run", IDENTITY)
+    if call == "fsync":
+        (tmp_path / "results").mkdir()
+
+    def refuses(*_: object) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(os, call, refuses)
+    words = r"cannot write, link and rename in .*results: Operation not supported; set output\.path"
+    with pytest.raises(InputError, match=words):
+        preflight(run, tmp_path / "results" / "out")
+    monkeypatch.undo()
+    assert not list((tmp_path / "results").iterdir())
+    assert not list(run.tmp.iterdir())
+
+
+def test_a_place_where_no_run_folder_can_be_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"cannot create the run folder .*file/run: File exists; set --run-dir"):
+        RunFolder.create(tmp_path / "file" / "run", IDENTITY)

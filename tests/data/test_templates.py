@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-import time
+import resource
+from collections.abc import Iterator
+from datetime import datetime
 from typing import Any
 
+import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data import sandbox
+from data.chat import ChatTemplate
 from data.errors import InputError
 from data.templates import ColumnText, Rendered, Template, TemplateFailed
 
@@ -129,12 +134,87 @@ HOSTILE = [
 ]
 
 
-@pytest.mark.parametrize("source", HOSTILE)
-def test_templates_that_run_away_are_stopped(source: str) -> None:
-    start = time.monotonic()
-    with pytest.raises(TemplateFailed):
+BIG = "{% set b = 'x' * 1000000 %}"
+MANY = [
+    "{% set b = 'x' * 60000 %}{{ b|replace(old='x', new=b) }}",
+    "{{ ('\\n' * 1000000)|indent(width=1000000)|length }}",
+    "{{ ('\\n' * 1000000)|indent('x' * 1000000)|length }}",
+    "{{ ('\\t' * 1000000).expandtabs(1000000)|length }}",
+    "{{ ('x' * 100000).translate({120: 'x' * 100000})|length }}",
+    "{{ range(100000)|join(d='x' * 100000)|length }}",
+    BIG + "{{ ('%(a)s' * 1000000) % {'a': b} }}",
+    BIG + "{{ ('%(a)s' * 1000000)|format(a=b) }}",
+    BIG + "{{ ('{0}' * 1000000).format(b) }}",
+    BIG + "{{ ('{a}' * 1000000).format(a=b) }}",
+    BIG + "{{ ('{a}' * 1000000).format_map({'a': b}) }}",
+    BIG + "{{ [b] * 1000000 }}",
+    BIG + "{{ ''.join([b] * 1000000) }}",
+    BIG + "{{ b.encode().replace('x'.encode(), b.encode())|length }}",
+    BIG + "{{ ('x ' * 1000000)|wordwrap(1, wrapstring=b)|length }}",
+    "{{ ('\\n' * 60000000).splitlines()|length }}",
+    "{{ ('x' * 60000000)|list|length }}",
+    "{{ range(99999)|map('center', 1000000)|list|length }}",
+    "{{ range(99999)|map('center', 1000000)|join|length }}",
+    BIG + "{% set n = namespace(l=[]) %}{% for i in range(9999) %}{% set n.l = n.l + [b ~ i] %}{% endfor %}",
+    BIG + "{% set n = namespace(l=[]) %}{% for i in range(9999) %}{% set n.l = n.l + [b * 2] %}{% endfor %}",
+    BIG + "{% set t %}{% for i in range(99999) %}{{ b }}{% endfor %}{% endset %}{{ t|length }}",
+    BIG + "{% macro m() %}{% for i in range(99999) %}{{ b }}{% endfor %}{% endmacro %}{{ m()|length }}",
+    "{% set t %}{% for i in range(99999) %}" + "x" * 100_000 + "{% endfor %}{% endset %}{{ t|length }}",
+]
+"""Texts that would fill the memory before any of them is printed."""
+
+NESTED = "{% set a = ['x' * 1000] %}" + "{% set a = [a, a, a, a, a, a, a, a] %}" * 12
+"""A list of little memory and of terabytes of text."""
+MANY += [
+    NESTED + use
+    for use in ("{{ a }}", "{{ a ~ '' }}", "{{ a|join }}", "{{ a|string }}", "{{ a|tojson }}", "{{ '%s' % a }}",
+                "{{ a|upper }}", "{{ a|pprint }}", "{{ a|xmlattr }}", "{{ a|replace('x', 'y') }}", "{{ a + a }}")
+]  # fmt: skip
+OURS = (
+    r"^(more than 1,000,000 steps|an?y? ?(text|number|width).* too l|a number|the texts? (is|are) too|translate|Recurs)"
+)
+
+
+@pytest.fixture
+def little_memory() -> Iterator[None]:
+    """A gibibyte more than is in use: what asks for more fails with a MemoryError."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + (1 << 30), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+@pytest.mark.parametrize("source", HOSTILE + MANY)
+@pytest.mark.usefixtures("little_memory")
+def test_templates_that_run_away_are_stopped(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "MAX_SECONDS", 600.0)  # not by the clock, which would decide otherwise elsewhere
+    with pytest.raises(TemplateFailed, match=OURS):
         render(source)
-    assert time.monotonic() - start < 60  # far over the limit of the clock: without limits these never end
+
+
+@pytest.mark.parametrize("source", [BIG + "{{ [b] * 1000000 }}", *MANY[-11:-9]])
+@pytest.mark.usefixtures("little_memory")
+def test_chat_templates_have_the_same_limits(source: str) -> None:
+    with pytest.raises(TemplateFailed, match="too long"):
+        ChatTemplate(source, {}, datetime(2024, 1, 1)).render([])
+
+
+def test_the_clock_is_the_last_resort(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "MAX_SECONDS", -1.0)
+    with pytest.raises(TemplateFailed, match="seconds in line 1"):
+        render("{% for i in range(1000) %}{% endfor %}")
+
+
+def test_a_text_that_is_repeated_is_bounded_where_no_jinja_is_needed() -> None:
+    with pytest.raises(TemplateFailed, match="the text is too long"):
+        render("{{ text }}" * 70, text="x" * 1_000_000)
+
+
+def test_texts_of_ordinary_size_are_no_concern_of_the_limits() -> None:
+    rows = [f"row {number}" for number in range(20_000)]
+    assert render("{{ rows|join(', ') }}{{ rows|length }}", rows=rows).endswith("20000")
+    assert len(render("{{ text|upper|trim|replace('A', 'bb')|indent(2) }}", text="a " * 1_000_000)) == 2_999_999
+    assert render("{{ '%s: %s' % (a, b) }}{{ '{}'.format(a) }}", a="x" * 1_000_000, b="y").count("x") == 2_000_000
 
 
 def test_the_size_of_a_text_is_bounded_by_itself_and_not_by_the_clock() -> None:

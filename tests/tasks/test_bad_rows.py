@@ -178,6 +178,32 @@ def test_such_a_value_where_no_prompt_reads_it_costs_nothing(tmp_path: Path) -> 
     assert (rows[0]["x"], rows[0]["y"], rows[1]["y"]) == ("good", "1970-01-02", "2147483647")
 
 
+TYPES = {
+    "uuid": pa.ExtensionArray.from_storage(pa.uuid(), pa.array([bytes(16), bytes(15) + b"\1"], pa.binary(16))),
+    "json": pa.ExtensionArray.from_storage(pa.json_(), pa.array(['{"a":1}', "[2]"])),
+    "dictionary": pa.DictionaryArray.from_arrays(pa.array([1, 0]), pa.array(["second", "first"])),
+    "large": pa.array(["a", None], pa.large_string()),
+    "view": pa.array(["b", "c"], pa.string_view()),
+    "decimal": pa.array([1, 2], pa.decimal128(30, 2)),
+}
+
+
+def test_columns_of_uncommon_types_are_read_and_kept(tmp_path: Path) -> None:
+    table = pa.table({**TYPES, "bytes": pa.DictionaryArray.from_arrays(pa.array([0, 0]), pa.array([b"kept"]))})
+    pq.write_table(table, tmp_path / "x.parquet")
+    prompt = " ".join(f"{{{{ {name} }}}}" for name in TYPES)
+    prompts, rows = published(planned(tmp_path, tmp_path / "x.parquet", prompt=prompt))
+    assert sorted(prompts) == [
+        '00000000-0000-0000-0000-000000000000 {"a":1} first a b 1.00',
+        "00000000-0000-0000-0000-000000000001 [2] second  c 2.00",
+    ]
+    assert [list(row.values())[:6] for row in rows] == [
+        ["00000000-0000-0000-0000-000000000000", '{"a":1}', "first", "a", "b", "1.00"],
+        ["00000000-0000-0000-0000-000000000001", "[2]", "second", None, "c", "2.00"],
+    ]
+    assert {row["bytes"] for row in rows} == {"a2VwdA=="}
+
+
 def test_a_template_that_fails_or_never_ends_costs_its_row(tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_bytes(b'{"n": 1}\n{"n": {"SECRET": 1}}\n{"n": 90000000}\n')
     prompt = "{% for i in range(n) %}{% for j in range(n) %}{{ j }}{% endfor %}{% endfor %}"

@@ -180,3 +180,19 @@ def test_the_screen_shows_counts_errors_and_place(run: RunFolder, width: int) ->
     text = stream.getvalue()
     for expected in ("running, driven by process", "6 of 16", "2 blank_prompt, 1 nan_logits", str(run.path)):
         assert expected in text
+
+
+def test_the_screen_cannot_be_written_over_by_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "x\x1b[2J\x9by\rz"
+    run = RunFolder.create(tmp_path / name / ".overnight" / "r", {"job": "test"})
+    RunFolder.create(tmp_path / name / ".overnight" / "other", {"job": "other"})
+    started = {"event": "run_started", "output": name}
+    waiting = {"event": "waiting", "run": name, "process": name, "devices": [name], "urgency": 0}
+    write_events(run, [started, waiting])
+    monkeypatch.chdir(tmp_path)
+    stream = io.StringIO()
+    with run.lock():
+        (run.path / "lock").write_text(name)
+        print_status(run_status(None), Console(file=stream, width=120))
+    assert "Other runs here" in stream.getvalue()
+    assert [letter for letter in stream.getvalue() if not letter.isprintable() and letter != "\n"] == []

@@ -98,6 +98,31 @@ def test_markup_and_control_characters_of_paths_are_inert() -> None:
     assert "/data/[red]x[/red]?[2J" in text
 
 
+EVIL = "x\x1b[2J\x07\x9by\rz"
+
+
+@pytest.mark.parametrize(
+    "name", ["message", "output", "folder", "manifest", "resume_command", "accuracy_label", "warnings"]
+)
+@pytest.mark.parametrize("state", ["completed", "failed"])
+def test_nothing_that_is_told_can_move_the_cursor(name: str, state: str) -> None:
+    value = (EVIL,) if name == "warnings" else EVIL
+    report = replace(REPORT, state=state, **{name: value})  # type: ignore[arg-type]
+    for text in (shown(report), as_markdown(report)):
+        assert [letter for letter in text if not letter.isprintable() and letter != "\n"] == []
+
+
+@pytest.mark.parametrize(("path", "problems"), [(EVIL, []), (EVIL, ["x"]), ("/out", [f"{EVIL} is damaged"])])
+def test_an_audit_cannot_move_the_cursor(path: str, problems: list[str]) -> None:
+    stream = io.StringIO()
+    print_audit(AuditReport(path, problems), Console(file=stream, width=80))
+    assert [letter for letter in stream.getvalue() if not letter.isprintable() and letter != "\n"] == []
+
+
+def test_code_of_markdown_is_not_ended_by_a_name() -> None:
+    assert "- Output: `/data/a b`" in as_markdown(replace(REPORT, output="/data/a`b"))
+
+
 def test_markdown_holds_the_same_and_cannot_be_broken_by_names() -> None:
     text = as_markdown(replace(REPORT, warnings=("a | b <img src=x>",)))
     assert "| `blank_prompt` | 12 | 17, 4012," in text
