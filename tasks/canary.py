@@ -170,7 +170,7 @@ def rounds_alike(settings: Settings, device: str, *, alike: bool = True) -> bool
 
     `alike`: the devices have one name. Others multiply in another order.
     """
-    if settings.engine.invariant:
+    if settings.engine.invariant or not alike:
         return alike
     plain = settings.model.quantization == "none" and not settings.engine.amp
     return device == "cpu" and settings.engine.dtype == "float32" and plain

@@ -2,7 +2,7 @@
 
 A disagreement is an alert in any case. Where rounding turns no answer, it also ends the run: one of two workers
 computes wrongly, and nobody knows since when. That is kept in RUN/doubts, so that no resumed run publishes those
-answers either.
+answers either. Devices of different names round differently, so that their disagreement proves nothing.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from data.durable import make_folder, write_file
@@ -37,11 +37,13 @@ class CrossCheck:
         pool: Asks,
         *,
         strict: bool,
+        devices: Sequence[str] = (),
         tell: Callable[[dict[str, Any]], None],
         fail: Callable[[RunError], None],
     ) -> None:
-        """strict: whether a disagreement ends the run; tell: takes events; fail: ends the run."""
+        """strict: whether a disagreement ends the run; devices: names by worker; tell: takes events; fail: ends it."""
         self._folder, self._pool, self._strict, self._tell, self._fail = folder, pool, strict, tell, fail
+        self._devices = devices
         self._left: dict[str, int] = {}  # sample of a shard -> the worker that left it
         self._asked: dict[str, int] = {}  # sample -> the worker that repeats it
         self._changed = threading.Condition()
@@ -49,7 +51,7 @@ class CrossCheck:
 
     def listen(self, event: Mapping[str, Any]) -> None:
         """Take one event of a worker into account."""
-        kind = event["event"]
+        kind, giver = event["event"], None
         with self._changed:
             if kind == "done" and event.get("repeat"):
                 self._left[event["repeat"]] = event["worker"]
@@ -59,13 +61,13 @@ class CrossCheck:
                     if kind == "died":  # perhaps of this, and the next worker would die of it too
                         self._left.pop(sample, None)
             elif kind == "repeated":
-                self._left.pop(event["sample"], None)
+                giver = self._left.pop(event["sample"], None)
                 self._asked.pop(event["sample"], None)
             if kind in ("done", "died", "left", "replaced", "ready", "repeated"):
                 self._ask()
                 self._changed.notify_all()
         if kind == "repeated" and event["differ"]:
-            self._alert(event)
+            self._alert(event, giver)
 
     def settle(self, patience: float) -> None:
         """Wait for what other workers are repeating at the moment, so long at most."""
@@ -83,11 +85,15 @@ class CrossCheck:
                 if asked is not None:
                     self._asked[sample] = asked
 
-    def _alert(self, event: Mapping[str, Any]) -> None:
+    def _alert(self, event: Mapping[str, Any], giver: int | None) -> None:
         shard = event["shard"]
+        names = {self._devices[worker] for worker in (event["worker"], giver) if worker is not None and self._devices}
+        why = "one of their devices computes wrongly"
+        if len(names) > 1:
+            why = f"their devices round differently ({', '.join(sorted(names))}), or one of them computes wrongly"
         message = (
             f"worker {event['worker']} answers {event['differ']} of {event['rows']} rows of shard {shard[:12]} "
-            "otherwise than the worker that was given it: one of their devices computes wrongly"
+            f"otherwise than the worker that was given it: {why}"
         )
         if self._strict:
             self._fail(_doubtful(message))  # before anything that may go wrong

@@ -8,6 +8,7 @@ one thread of a usual server, which errs by a factor; the first run of a model t
 from __future__ import annotations
 
 import platform
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,24 +51,52 @@ _OTHER_GPU = Ceilings(1.75e12, 225e12, 225e12, 1.3e-3, known=False)
 _CPU_THREAD = Ceilings(8e9, 40e9, 40e9, 80e-3, known=False)
 
 
-def device_name(placement: Placement) -> str:
-    """The name of the device that a worker has: rates measured on one hold for others of this name."""
+def worker_devices(placement: Placement) -> tuple[str, ...]:
+    """The name of each worker's device. Those of one name round alike, and are equally fast."""
+    if placement.names:
+        return placement.names
     if placement.device == "cuda":
-        gpus = read_gpus().devices
-        return gpus[0].name if gpus else "GPU"
+        return tuple(gpu.name for gpu in read_gpus().devices[: placement.workers]) or ("GPU",) * placement.workers
     threads = f"{placement.threads} thread{'s' * (placement.threads != 1)}"
-    return f"{_processor()}, {threads}"
+    return (f"{_processor()}, {threads}",) * placement.workers
+
+
+def device_name(placement: Placement) -> str:
+    """What the workers' devices are called: rates measured on them hold for others that are called so.
+
+    One name where all have it, else how many have which.
+    """
+    names = Counter(worker_devices(placement))
+    return next(iter(names)) if len(names) == 1 else ", ".join(f"{count} {name}" for name, count in names.items())
 
 
 def alike(placement: Placement) -> bool:
     """Whether the devices of all workers have one name."""
-    return placement.device != "cuda" or len({gpu.name for gpu in read_gpus().devices[: placement.workers]}) <= 1
+    return len(set(worker_devices(placement))) <= 1
 
 
-def ceilings(placement: Placement, name: str) -> Ceilings:
-    """The rates of a worker's device."""
+def unlike_notice(placement: Placement) -> str | None:
+    """What the user should know of devices that are not alike; None if they are."""
+    if alike(placement):
+        return None
+    return (
+        f"the workers' devices are unlike and round differently ({device_name(placement)}): an answer can depend on "
+        "the worker that gives it, and where workers disagree nobody can say that one is at fault; "
+        "CUDA_VISIBLE_DEVICES chooses devices of one name"
+    )
+
+
+def ceilings(placement: Placement) -> Ceilings:
+    """The rates of a worker's device; of unlike ones the lowest."""
     if placement.device == "cuda":
-        return gpu_ceilings(name)
+        found = [gpu_ceilings(name) for name in set(worker_devices(placement))]
+        return Ceilings(
+            min(each.copy_bytes for each in found),
+            min(each.matrix_flop for each in found),
+            min(each.matrix_flop_fp8 for each in found),
+            max(each.step for each in found),
+            known=all(each.known for each in found),
+        )
     threads = placement.threads
     return Ceilings(
         _CPU_THREAD.copy_bytes * min(threads, 8),  # memory is shared, and a few threads fill its bus

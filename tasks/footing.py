@@ -57,8 +57,8 @@ def memory_of(job: Job, shape: ModelShape, precision: Precision, mean: float, lo
     weights = shape.layer_parameters * precision.weight_bytes
     weights += (whole - shape.layer_parameters) * precision.itemsize
     step = settings.engine.max_batch_tokens * shape.hidden * precision.itemsize * _ACTIVATIONS
-    gpus = read_gpus().devices if job.placement.device == "cuda" else ()
-    device = float(gpus[0].memory) if gpus else None
+    gpus = read_gpus().devices[: job.placement.workers] if job.placement.device == "cuda" else ()
+    device = float(min(gpu.memory for gpu in gpus)) if gpus else None
     if device is not None:
         room = device * settings.engine.memory_fraction - weights - step
     else:

@@ -108,7 +108,7 @@ class Forecaster:
         packed = "quantization_config" in config  # its tensors hold several weights an element
         self.shape = ModelShape.of(config, None if packed else job.checkpoint.parameters)
         self.device = device_name(job.placement)
-        self._ceilings = ceilings(job.placement, self.device)
+        self._ceilings = ceilings(job.placement)
         self.precision = Precision(code.engine.dtype, code.model.quantization, code.engine.kv_dtype)
         self.digest = question_digest(job)
         self.outputs, self.outputs_source = self._predict_outputs()

@@ -30,6 +30,7 @@ from data.run_folder import RunFolder, run_id
 from data.settings import OutputSettings
 from tasks.budget import budget_of
 from tasks.cache import check_cache, job_answers
+from tasks.devices import unlike_notice
 from tasks.moment import moment_of
 from tasks.placement import Placement, place, resolve
 from tasks.settings import Settings
@@ -83,8 +84,8 @@ class Job:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What the user should know before the run, a line each."""
-        notice = (self.placement.notice,) if self.placement.notice else ()
-        return (*notice, *self.prompter.warnings)
+        notices = (self.placement.notice, unlike_notice(self.placement))
+        return (*filter(None, notices), *self.prompter.warnings)
 
 
 def prepare(settings: Settings, options: RunOptions, started: datetime, command: str) -> Job:

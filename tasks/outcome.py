@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any
@@ -17,6 +18,7 @@ from data.error_codes import Code
 from data.manifest import Manifest
 from data.output import ERROR_TYPE
 from data.plan import rows_without_prompt
+from tasks.devices import worker_devices
 from tasks.hits import Hits
 from tasks.job import Job
 from tasks.run import OpenRun
@@ -193,5 +195,6 @@ def manifest_fields(run: OpenRun) -> Mapping[str, Any]:
         "seconds": round(time.monotonic() - run.started, 3),
         "workers": job.placement.workers,
         "device": job.placement.device,
+        "devices": dict(Counter(worker_devices(job.placement))),
         "hits": run.hits.to_json(),
     }

@@ -28,6 +28,8 @@ class Placement:
     workers: int
     threads: int
     notice: str | None
+    names: tuple[str, ...] = ()
+    """Of the workers' devices, where they are known; else `tasks.devices` asks for them."""
 
     def environment(self, worker: int) -> dict[str, str]:
         """Variables that must be in force before the worker imports anything."""

@@ -26,7 +26,7 @@ from tasks.canary import rounds_alike
 from tasks.canary_records import remember
 from tasks.cross_check import CrossCheck, open_checks
 from tasks.deadline import Deadline
-from tasks.devices import alike
+from tasks.devices import alike, worker_devices
 from tasks.display import Display
 from tasks.events import EventLog
 from tasks.hits import Hits, count_hits
@@ -211,8 +211,11 @@ def _at_work(run: OpenRun, turn: Turn) -> Iterator[None]:
     for warning in run.job.warnings:
         run.events.tell({"event": "warning", "message": warning})
     run.workers = start_pool(WORKER_TARGET, run.job, run.folder, run.events, run.deadline, turn)
-    strict = rounds_alike(run.job.settings, run.job.placement.device, alike=alike(run.job.placement))
-    run.checks = CrossCheck(run.folder, run.workers, strict=strict, tell=run.events.tell, fail=run.fail)
+    placed = run.job.placement
+    strict = rounds_alike(run.job.settings, placed.device, alike=alike(placed))
+    run.checks = CrossCheck(
+        run.folder, run.workers, strict=strict, devices=worker_devices(placed), tell=run.events.tell, fail=run.fail
+    )
     run.progress.listen(run.checks.listen)
     ended = {"event": "finished", "state": "interrupted"}
     try:

@@ -7,7 +7,7 @@ from engine.supervisor import Child
 from tasks.canary import Expected
 from tasks.deadline import Deadline
 from tasks.deaths import recording
-from tasks.devices import alike, device_name
+from tasks.devices import alike, worker_devices
 from tasks.events import EventLog
 from tasks.growth import growth_limit
 from tasks.host_memory import host_memory
@@ -29,7 +29,8 @@ def start_pool(
     """
     logs = folder.path / "workers"
     placed = job.placement
-    expected = Expected.of(job.checkpoint, device_name(placed), alike=alike(placed), workers=placed.workers)
+    names = worker_devices(placed)
+    expected = Expected.of(job.checkpoint, names[0], alike=alike(placed), workers=placed.workers)
 
     def start(index: int) -> Child:
         logs.mkdir(mode=0o700, exist_ok=True)
@@ -40,7 +41,7 @@ def start_pool(
             settings=job.settings,
             device=placed.device,
             threads=placed.threads,
-            expected=expected.model_copy(update={"worker": index}),
+            expected=expected.model_copy(update={"worker": index, "machine": names[index]}),
             others=placed.workers > 1,
         )
         child.send(order.to_message())

@@ -27,6 +27,7 @@ from data.settings import InputSettings, OutputSettings
 from data.sharding import PlanOptions
 from data.shards import Shard, ShardPrompts, read_prompts
 from data.window import Window
+from tests.data.publishing import ROWS, settings
 
 
 @dataclass
@@ -180,3 +181,11 @@ def make_lab(root: Path, rows: Sequence[Any], **options: Any) -> Lab:
 def new_lab() -> Callable[..., Lab]:
     """`make_lab`, for tests that need several folders."""
     return make_lab
+
+
+@pytest.fixture
+def done(lab: Callable[..., Any]) -> Any:
+    made = lab(ROWS)
+    made.output = settings(made)
+    made.compute()
+    return made

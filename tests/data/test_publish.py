@@ -1,10 +1,9 @@
-"""Publication: one outcome a row in order, the declared columns, nothing replaced that should stay."""
+"""Publication: one outcome a row in order, verified, complete or partial, and what is left of the run."""
 
 from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -14,42 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from data.audit import audit
-from data.errors import InputError, RunError
-from data.ledger import commit_shard
+from data.errors import RunError
 from data.plan import load_windows
 from data.publish import OverBudget, finish, prepare_output, publish, published, verify_published
-from data.results import result_schema
 from data.settings import OutputSettings
-from data.shards import read_prompts
-
-ROWS = [{"id": number, "text": f"text {number * 7 % 60}" if number % 40 else ""} for number in range(300)]
-
-
-def settings(lab: Any, **changes: Any) -> OutputSettings:
-    return OutputSettings(**{"path": str(lab.root / "out"), "error_budget": 0.1, **changes})
-
-
-def expected(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [
-        {
-            **row,
-            "output": f"{row['text'].upper()}#0" if row["text"] else None,
-            "status": "ok" if row["text"] else "error",
-            "error": None if row["text"] else {"code": "blank_prompt", "message": "the prompt is blank"},
-            "finish_reason": "stop" if row["text"] else None,
-            "input_tokens": len(row["text"]) or None,
-            "output_tokens": len(row["text"]) or None,
-        }
-        for row in rows
-    ]
-
-
-@pytest.fixture
-def done(lab: Callable[..., Any]) -> Any:
-    made = lab(ROWS)
-    made.output = settings(made)
-    made.compute()
-    return made
+from tests.data.publishing import ROWS, expected, settings
 
 
 def test_one_row_out_for_each_row_in_order_with_the_declared_columns(done: Any) -> None:
@@ -243,161 +211,6 @@ def test_the_bytes_do_not_depend_on_window_shard_or_run_folder(tmp_path: Any, ne
         made.publish()
         contents.add((made.target / "part-00000.parquet").read_bytes())
     assert len(contents) == 1
-
-
-@pytest.mark.parametrize(("form", "source"), [("parquet", "jsonl"), ("jsonl", "parquet"), ("jsonl", "jsonl")])
-def test_formats_convert(lab: Callable[..., Any], form: str, source: str) -> None:
-    made = lab(ROWS if source == "parquet" else [json.dumps(row) for row in ROWS])
-    made.output = settings(made, format=form)
-    made.compute()
-    made.publish()
-    assert made.rows() == expected(ROWS)
-    assert audit(made.target).valid
-
-
-def test_json_lines_keep_their_text_and_bad_lines_their_place(lab: Callable[..., Any]) -> None:
-    lines = ['{"text": "a", "n": 1.50,  "u": "\u2028\\u00e9"}', '{"n": ', '{"text":"b","n":100000000000000000000000}']
-    made = lab(lines)
-    made.output = settings(made, path=str(made.root / "o.jsonl"), error_budget=1)
-    made.compute()
-    made.publish()
-    text = made.target.read_text("utf-8").split("\n")
-    assert text[0].startswith('{"text": "a", "n": 1.50,  "u": "\\u2028\\u00e9", "output": "A#0", "status": "ok"')
-    assert text[2].startswith('{"text":"b","n":100000000000000000000000, "output": "B#0"')
-    bad = json.loads(text[1])
-    assert [bad[name] for name in ("text", "n", "u", "output", "status")] == [None, None, None, None, "error"]
-    assert bad["error"]["code"] in ("invalid_json", "truncated_line")
-
-
-def test_json_lines_to_parquet_have_one_schema_and_mixed_columns_as_json(lab: Callable[..., Any]) -> None:
-    lines = [
-        json.dumps({"text": f"t{number}", "mixed": number if number % 2 else "x", "none": None}) for number in range(90)
-    ]
-    made = lab(lines)
-    made.compute()
-    made.publish()
-    schema = pq.read_schema(made.target / "part-00000.parquet")
-    assert schema.field("mixed").type == schema.field("none").type == pa.string()
-    assert schema.field("error").type == pa.struct([("code", pa.string()), ("message", pa.string())])
-    assert [row["mixed"] for row in made.rows()[:2]] == ['"x"', "1"]
-
-
-def test_include_selects_and_prefix_renames(lab: Callable[..., Any]) -> None:
-    for form in ("parquet", "jsonl"):
-        for rows in (ROWS, [json.dumps(row) for row in ROWS]):
-            made = lab(rows)
-            made.output = settings(made, include=("id",), prefix="llm_", format=form, path=str(made.root / form))
-            made.compute()
-            made.publish()
-            keys = list(made.rows()[0])
-            assert keys[0] == "id"
-            assert all(key.startswith("llm_") for key in keys[1:])
-            assert audit(made.target).valid
-            for path in (made.run.path, made.target, made.source):
-                os.rename(path, made.root / f"{path.name}.{form}.{len(os.listdir(made.root))}")
-
-
-def test_an_input_column_named_like_an_added_one_is_refused(lab: Callable[..., Any]) -> None:
-    made = lab([json.dumps({"text": "a", "status": "x"})])
-    made.compute()
-    with pytest.raises(InputError, match=r"column 'status'.*output\.prefix"):
-        made.publish()
-    made.output = settings(made, include=("nope",))
-    with pytest.raises(InputError, match="'nope'; the input has the columns text, status"):
-        made.publish()
-    made.output = settings(made, include=("text",))
-    made.publish()
-    assert made.rows()[0]["status"] == "ok"
-
-
-def test_an_empty_input_gives_an_empty_valid_result(lab: Callable[..., Any]) -> None:
-    made = lab([])
-    made.compute()
-    assert made.publish().rows == 0
-    table = pq.read_table(made.target / "part-00000.parquet")
-    assert (table.num_rows, table.schema.names[:3]) == (0, ["id", "text", "output"])
-    assert audit(made.target).valid
-
-
-@pytest.mark.parametrize(
-    ("schema", "value"),
-    [
-        (result_schema("classify", None, ("yes", "Yes", "no way")), {"yes": 0.5, "Yes": 0.25, "no way": 0.25}),
-        (result_schema("embed", 3), [0.5, -1.25, 3.0]),
-        (result_schema("score"), -2.5),
-    ],
-)
-def test_columns_of_the_other_kinds(lab: Callable[..., Any], schema: pa.Schema, value: Any) -> None:
-    made = lab(ROWS, results=schema)
-    made.output = settings(made)
-    for window in made.windows():
-        for shard in window.shards:
-            count = len(read_prompts(made.run, shard.id))
-            rows = [{"slot": slot, "status": "ok", schema.names[8]: value} for slot in range(count)]
-            commit_shard(made.run, shard, pa.Table.from_pylist(rows, schema), worker=0, attempt=1, seconds=1)
-    made.publish()
-    assert [row[schema.names[8]] for row in made.rows()] == [value if row["text"] else None for row in ROWS]
-    column = pq.read_schema(made.target / "part-00000.parquet").field(schema.names[8])
-    assert column.type == schema.field(8).type
-
-
-def test_another_result_or_foreign_files_are_replaced_only_with_fresh(
-    tmp_path: Any, new_lab: Callable[..., Any]
-) -> None:
-    first = new_lab(tmp_path / "a", ROWS[:50], output=OutputSettings(path=str(tmp_path / "out"), error_budget=1))
-    first.compute()
-    old = first.publish()
-    second = new_lab(tmp_path / "b", ROWS, output=first.output, identity={"other": 1})
-    second.compute()
-    with pytest.raises(InputError, match=r"result of another run; .*--fresh"):
-        second.publish()
-    with pytest.raises(InputError, match="--fresh"):
-        prepare_output(second.run, second.output)
-    assert verify_published(tmp_path / "out") == old
-    assert prepare_output(second.run, second.output, fresh=True) is None
-    assert verify_published(tmp_path / "out") == old, "the old result stays until the new one is complete"
-    assert second.publish().run == second.run.id, "the permission outlives the process that gave it"
-    assert second.rows() == expected(ROWS)
-    assert sorted(os.listdir(tmp_path)) == ["a", "b", "out"]
-    (tmp_path / "out" / "_manifest.json").unlink()
-    (tmp_path / "out" / "part-00000.parquet").write_text("mine")
-    with pytest.raises(InputError, match="is not empty and not a result"):
-        second.publish()
-
-
-@pytest.mark.parametrize("name", ["thesis.docx", ".git", "_notes", "part-00000.parquet.bak"])
-def test_files_that_are_no_result_are_not_replaced_with_fresh_either(done: Any, name: str) -> None:
-    done.publish()
-    (done.target / name).mkdir()
-    (done.target / name / "precious").write_text("mine")
-    (done.target / "_manifest.json").unlink()
-    (done.target / "part-00000.parquet").write_text("another result's")
-    with pytest.raises(InputError, match=f"no part of a result.*--fresh.*{re.escape(name)}"):
-        prepare_output(done.run, done.output, fresh=True)
-    assert (done.target / name / "precious").read_text() == "mine"
-
-
-def test_a_file_that_is_no_result_is_not_replaced_with_fresh_either(done: Any) -> None:
-    done.output = settings(done, path=str(done.root / "mine.jsonl"))
-    (done.root / "mine.jsonl").write_text("precious")
-    with pytest.raises(InputError, match=r"no part of a result.*mine\.jsonl"):
-        done.publish(fresh=True)
-    assert (done.root / "mine.jsonl").read_text() == "precious"
-
-
-def test_an_empty_output_folder_is_used(done: Any) -> None:
-    done.target.mkdir()
-    done.publish()
-    assert done.rows() == expected(ROWS)
-
-
-def test_the_wrong_sort_of_output_is_refused(done: Any) -> None:
-    done.target.write_text("a file")
-    with pytest.raises(InputError, match="is a file; set it to another name"):
-        done.publish()
-    done.output = settings(done, path="https://bucket/out")
-    with pytest.raises(InputError, match="has the scheme https://"):
-        done.publish()
 
 
 def test_a_damaged_shard_or_a_changed_input_stops_publication(done: Any) -> None:

@@ -217,6 +217,19 @@ def test_answers_that_are_not_those_of_before(start: Start, tmp_path: Path, mode
     assert "the device of this worker" in refused["message"]
 
 
+def test_a_device_of_another_name_is_not_held_to_the_answers_of_the_first(
+    start: Start, tmp_path: Path, model: Path
+) -> None:
+    job = planned(tmp_path, model)
+    assert start(job, machine="Turin")["event"] == "ready"
+    (record,) = (tmp_path / "run" / "canaries").glob("answers-*.json")
+    content = json.loads(record.read_text())
+    content["answers"][0]["tokens"][0] += 1  # as if the first one had rounded otherwise
+    record.write_text(json.dumps(content))
+    assert start(job, machine="Genoa")["event"] == "ready"
+    assert start(job, machine="Turin")["event"] == "refused"
+
+
 def test_a_cache_that_cannot_be_written_costs_one_comparison_only(
     start: Start, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,74 @@
+"""What lies at the output already: replaced only where it is a result and the user asks for it."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from data.errors import InputError
+from data.publish import prepare_output, verify_published
+from data.settings import OutputSettings
+from tests.data.publishing import ROWS, expected, settings
+
+
+def test_another_result_or_foreign_files_are_replaced_only_with_fresh(
+    tmp_path: Any, new_lab: Callable[..., Any]
+) -> None:
+    first = new_lab(tmp_path / "a", ROWS[:50], output=OutputSettings(path=str(tmp_path / "out"), error_budget=1))
+    first.compute()
+    old = first.publish()
+    second = new_lab(tmp_path / "b", ROWS, output=first.output, identity={"other": 1})
+    second.compute()
+    with pytest.raises(InputError, match=r"result of another run; .*--fresh"):
+        second.publish()
+    with pytest.raises(InputError, match="--fresh"):
+        prepare_output(second.run, second.output)
+    assert verify_published(tmp_path / "out") == old
+    assert prepare_output(second.run, second.output, fresh=True) is None
+    assert verify_published(tmp_path / "out") == old, "the old result stays until the new one is complete"
+    assert second.publish().run == second.run.id, "the permission outlives the process that gave it"
+    assert second.rows() == expected(ROWS)
+    assert sorted(os.listdir(tmp_path)) == ["a", "b", "out"]
+    (tmp_path / "out" / "_manifest.json").unlink()
+    (tmp_path / "out" / "part-00000.parquet").write_text("mine")
+    with pytest.raises(InputError, match="is not empty and not a result"):
+        second.publish()
+
+
+@pytest.mark.parametrize("name", ["thesis.docx", ".git", "_notes", "part-00000.parquet.bak"])
+def test_files_that_are_no_result_are_not_replaced_with_fresh_either(done: Any, name: str) -> None:
+    done.publish()
+    (done.target / name).mkdir()
+    (done.target / name / "precious").write_text("mine")
+    (done.target / "_manifest.json").unlink()
+    (done.target / "part-00000.parquet").write_text("another result's")
+    with pytest.raises(InputError, match=f"no part of a result.*--fresh.*{re.escape(name)}"):
+        prepare_output(done.run, done.output, fresh=True)
+    assert (done.target / name / "precious").read_text() == "mine"
+
+
+def test_a_file_that_is_no_result_is_not_replaced_with_fresh_either(done: Any) -> None:
+    done.output = settings(done, path=str(done.root / "mine.jsonl"))
+    (done.root / "mine.jsonl").write_text("precious")
+    with pytest.raises(InputError, match=r"no part of a result.*mine\.jsonl"):
+        done.publish(fresh=True)
+    assert (done.root / "mine.jsonl").read_text() == "precious"
+
+
+def test_an_empty_output_folder_is_used(done: Any) -> None:
+    done.target.mkdir()
+    done.publish()
+    assert done.rows() == expected(ROWS)
+
+
+def test_the_wrong_sort_of_output_is_refused(done: Any) -> None:
+    done.target.write_text("a file")
+    with pytest.raises(InputError, match="is a file; set it to another name"):
+        done.publish()
+    done.output = settings(done, path="https://bucket/out")
+    with pytest.raises(InputError, match="has the scheme https://"):
+        done.publish()
