@@ -27,8 +27,8 @@ def report_html(evaluation: Evaluation, measured: Measured, job: EvaluationJob) 
     slices = [
         {
             "column": column,
-            "metrics": slice_metrics(evaluation, column),
-            "lines": list(slice_lines(evaluation, column)),
+            "metrics": (metrics := slice_metrics(evaluation, column)),
+            "lines": list(slice_lines(evaluation, column, metrics)),
             "chart": Markup(slices_chart(evaluation, column)),
             "left_out": len(set(measured.slices[column])) - SLICE_VALUES,
         }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from tasks.evaluation import Estimate, Evaluation, ModelScores
@@ -58,16 +58,13 @@ def agreement_lines(evaluation: Evaluation) -> Iterator[Line]:
         yield Line("Same answer", (cell(agreement.answers, SHARE), Cell(f"of {plural(evaluation.rows, 'row')}")))
 
 
-def slice_lines(evaluation: Evaluation, column: str) -> Iterator[Line]:
+def slice_lines(evaluation: Evaluation, column: str, metrics: Sequence[str]) -> Iterator[Line]:
     """For each value of a column its rows, then for each metric the models side by side."""
-    chosen = [part for part in evaluation.slices if part.column == column]
-    metrics = slice_metrics(evaluation, column)
-    for part in chosen:
-        cells = [Cell(f"{part.rows:,}")]
-        for name in metrics:
-            style, find = next((style, find) for known, style, find in METRICS if known == name)
-            cells += [cell(find(model), style) for model in part.scores]
-        yield Line(part.value, tuple(cells))
+    chosen = [(style, find) for name, style, find in METRICS if name in metrics]
+    for part in evaluation.slices:
+        if part.column == column:
+            found = (cell(find(model), style) for style, find in chosen for model in part.scores)
+            yield Line(part.value, (Cell(f"{part.rows:,}"), *found))
 
 
 def slice_metrics(evaluation: Evaluation, column: str) -> list[str]:

@@ -48,8 +48,9 @@ def main(mailbox: Mailbox) -> None:
 
     torch.set_num_threads(order.threads)
     try:
-        candidate = _load(order.candidate, order.device)
+        # The reference first: whether a candidate of 4 bits is unpacked then depends on what is left beside it.
         reference = None if order.reference is None else _load(order.reference, order.device)
+        candidate = _load(order.candidate, order.device)
         _measure(mailbox, order, candidate, reference)
     except (InputError, ValueError, OSError) as error:
         traceback.print_exc()
