@@ -19,6 +19,7 @@ import typer
 
 from engine.bytecode import keep_bytecode
 from engine.quiet_traceback import print_quietly
+from flows.evaluate_command import evaluate
 from flows.exits import exit_status, fail
 from flows.infer_command import infer, plan
 from flows.interrupts import take_signals
@@ -43,6 +44,7 @@ ROOT = Path(__file__).parent.parent
 
 app.command(cls=SettingsHelp)(infer)
 app.command(cls=SettingsHelp)(plan)
+app.command(cls=SettingsHelp)(evaluate)
 
 
 @app.command()
