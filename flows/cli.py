@@ -341,3 +341,6 @@ def _settings(
 def _resume_command() -> str:
     program = "overnight" if shutil.which("overnight") else sys.argv[0]
     return shlex.join([program, "infer", *(word for word in sys.argv[2:] if word != "--fresh")])
+
+
+import flows.quantize_command  # noqa: E402, F401  adds its command to `app`, which has to be there first
