@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -182,7 +182,12 @@ def publish(work: OpenQuantization, evaluation: Evaluation | None) -> Quantizati
         verdict = judge(evaluation, work.job.settings.quantize.max_loss)
         warnings = (*report.warnings, verdict.warning) if verdict.warning else report.warnings
         output = place.path if verdict.accepted else place.refused
-        update = {"evaluation": asdict(evaluation), "verdict": verdict, "warnings": warnings, "output": str(output)}
+        update = {
+            "evaluation": evaluation.model_dump(mode="json"),
+            "verdict": verdict,
+            "warnings": warnings,
+            "output": str(output),
+        }
         report = report.model_copy(update=update)
     work.report = report
     place.record(report.model_dump(mode="json"))

@@ -115,6 +115,34 @@ class QuantizeSettings(Section):
         return QuantizerSettings.model_validate({"quant_method": self.method, "bits": BITS[self.method], **given})
 
 
+class EvaluateSettings(Section):
+    """How `overnight evaluate` measures model.path."""
+
+    reference: str | None = Field(
+        None, description="A checkpoint folder or a hub id to compare model.path with; loaded as it is stored."
+    )
+    rows: int = Field(
+        1000, ge=1, description="Rows of the input to measure on, drawn at random; all where it has fewer."
+    )
+    skip: int = Field(
+        0, ge=0, description="Rows of the same draw to leave out first, because something was fitted to them."
+    )
+    pattern: str | None = Field(None, description="A regular expression that a whole answer has to match.")
+    slices: tuple[str, ...] = Field((), description="Columns for whose most frequent values figures are given apart.")
+
+    @field_validator("pattern")
+    @classmethod
+    def _is_an_expression(cls, pattern: str | None) -> str | None:
+        if pattern is not None:
+            import regex
+
+            try:
+                regex.compile(pattern)
+            except regex.error as error:
+                raise ValueError(f"must be a regular expression: {error}") from None
+        return pattern
+
+
 class Settings(Section):
     """Every setting of a run."""
 
@@ -128,6 +156,7 @@ class Settings(Section):
     cache: CacheSettings = Field(default_factory=lambda: CacheSettings())
     schedule: ScheduleSettings = Field(default_factory=lambda: ScheduleSettings())
     quantize: QuantizeSettings = Field(default_factory=lambda: QuantizeSettings())
+    evaluate: EvaluateSettings = Field(default_factory=lambda: EvaluateSettings())
 
 
 # Names that are part of the contract while what they switch is not built: accepted at their default alone.
