@@ -57,13 +57,14 @@ class QuantizationProgress:
 
     @property
     def seconds_left(self) -> float | None:
-        """As long as the layers that are left take if they are like the others; None before the first."""
+        """What the layers that are left take if they are like the others; None before the first, or if it is over."""
         with self._lock:
             if not self.layers:
                 return None
             mean = sum(layer.seconds for layer in self.layers) / len(self.layers)
             into = min(mean, self._clock() - self._last)
-            return max(0.0, mean * (self.total - len(self.layers)) - into)
+            left = mean * (self.total - len(self.layers)) - into
+            return left if left > 0 else None
 
     def _pass_on(self, event: Event) -> None:
         for listener in self._listeners:

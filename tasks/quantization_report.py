@@ -40,7 +40,7 @@ class Calibration(BaseModel):
 class Quantization(QuantizationReport):
     """The engine's report, with where all came from and what was made of it."""
 
-    model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
+    model_config = ConfigDict(frozen=True)
 
     model: str
     identity: dict[str, Any]
