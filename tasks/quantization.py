@@ -22,6 +22,7 @@ from pydantic import ValidationError
 
 from data.checkpoint import Checkpoint
 from data.errors import InputError, RunError
+from data.model_config import text_config
 from engine.quantizer_process import QuantizationFailed, quantize_in_child
 from engine.quantizer_report import LayerReport, QuantizationReport
 from tasks.calibration_rows import CalibrationRows, calibration_rows
@@ -133,7 +134,9 @@ def quantize(work: OpenQuantization, told: Callable[[float], object]) -> None:
 
     InputError for a model or a setting that the engine refuses; RunError if its process died.
     """
-    job, progress = work.job, QuantizationProgress(work.job.place.path.name)
+    job = work.job
+    layers = text_config(job.checkpoint.config).get("num_hidden_layers")
+    progress = QuantizationProgress(layers if isinstance(layers, int) else 0)
 
     def hear(layer: LayerReport, layers: int) -> None:
         progress.tell(layer, layers)

@@ -23,9 +23,9 @@ LAYERS_SHOWN = 6
 class QuantizationProgress:
     """The layers that are done. `tell` it each; properties may be read from any thread."""
 
-    def __init__(self, name: str, clock: Callable[[], float] = time.monotonic) -> None:
-        self.name = name
-        self.total = 0
+    def __init__(self, layers: int, clock: Callable[[], float] = time.monotonic) -> None:
+        """layers: how many there are, as far as is known; 0 if not at all."""
+        self.total = layers
         self.layers: list[LayerReport] = []
         self._clock, self._lock = clock, threading.Lock()
         self._last = clock()
@@ -86,16 +86,11 @@ class QuantizationDisplay(LiveDisplay):
         )
         table.add_column(no_wrap=True)
         table.add_column("progress", ratio=1, min_width=13, no_wrap=True)
-        for name in ("rounded", "searched", "time"):
-            table.add_column(name, justify="right", no_wrap=True, min_width=9)
-        count = f"layer {min(len(progress.layers) + 1, progress.total)} of {progress.total}" if progress.total else ""
-        table.add_row(
-            Text(count or progress.name, style="bold"),
-            _bar(progress) if progress.total else Text("reading the model", style="cyan"),
-            "",
-            "",
-            f"{duration(left)} left" if left is not None else "",
-        )
+        for name in ("error before", "after", "time"):
+            table.add_column(name, justify="right", no_wrap=True, min_width=7)
+        bar = _bar(progress) if progress.layers else Text("the first layer", style="cyan")
+        count = f"{len(progress.layers)} of {plural(progress.total, 'layer')}" if progress.total else "layers"
+        table.add_row(Text(count, style="bold"), bar, "", "", f"{duration(left)} left" if left is not None else "")
         for layer in progress.layers[-LAYERS_SHOWN:][::-1]:
             before, after = error_text(layer.error_before), error_text(layer.error_after)
             table.add_row(Text(f"layer {layer.layer}", style="dim"), "", before, after, duration(layer.seconds))
@@ -107,7 +102,7 @@ class QuantizationDisplay(LiveDisplay):
         if not progress.layers or len(progress.layers) == progress.total:
             return None
         last = progress.layers[-1]
-        error = f", error {error_text(last.error_before)} rounded, {error_text(last.error_after)} searched"
+        error = f", error {error_text(last.error_before)} before the search, {error_text(last.error_after)} after"
         return (
             f"{share(len(progress.layers), progress.total)}: {len(progress.layers)} of "
             f"{plural(progress.total, 'layer')}{error if last.error_after is not None else ''}"

@@ -23,7 +23,7 @@ def print_quantization(report: Quantization, console: Console, *, before: bool =
     console.print()
     ended = "published before" if before else report.state
     headline = Text.assemble("Quantization ", (ended, _STYLES[report.state]))
-    console.print(headline if before else headline.append(f" after {duration(report.seconds)}"))
+    console.print(headline if before else Text.assemble(headline, f" after {duration(report.seconds)}"))
     console.print()
     counts = Table.grid(padding=(0, 2))
     for name, figure, note in _lines(report):
@@ -33,13 +33,25 @@ def print_quantization(report: Quantization, console: Console, *, before: bool =
         console.print()
         console.print(_comparison(report.evaluation))
     console.print()
+    if report.verdict is not None or report.warnings:
+        console.print(_sentences(report))
+    places = [("Model", report.model), ("Checkpoint", report.output)]
+    if report.evaluation is not None and report.evaluation["report"]:
+        places.append(("Report", report.evaluation["report"]))
+    for name, place in places:
+        console.print(Text.assemble(f"{name:<11} ", (printable(place), "cyan")), soft_wrap=True)
+
+
+def _sentences(report: Quantization) -> Table:
+    """The verdict and the warnings, wrapped beside their names."""
+    grid = Table.grid(padding=(0, 1, 0, 0))
+    grid.add_column(min_width=11)
     if report.verdict is not None:
         word = ("accepted", "bold green") if report.verdict.accepted else ("refused", "bold red")
-        console.print(Text.assemble("Verdict     ", word, f": {report.verdict.reason}"))
+        grid.add_row("Verdict", Text.assemble(word, f": {report.verdict.reason}"))
     for warning in report.warnings:
-        console.print(Text(f"Warning     {printable(warning)}", style="yellow"), soft_wrap=True)
-    for name, place in (("Model", report.model), ("Checkpoint", report.output)):
-        console.print(Text.assemble(f"{name:<11} ", (printable(place), "cyan")), soft_wrap=True)
+        grid.add_row(Text("Warning", style="yellow"), Text(printable(warning), style="yellow"))
+    return grid
 
 
 def as_markdown(report: Quantization) -> str:
@@ -50,9 +62,9 @@ def as_markdown(report: Quantization) -> str:
     lines += ["| | | |", "|---|---:|---|"]
     lines += [f"| {name} | {figure} | {note} |" for name, figure, note in _lines(report)]
     if report.evaluation is not None:
-        lines += ["", "| | original | quantized | change |", "|---|---:|---:|---:|"]
+        lines += ["", "| | original | quantized | change | 95 % interval |", "|---|---:|---:|---:|---:|"]
         lines += [f"| {' | '.join(cells)} |" for cells in _compared(report.evaluation)]
-    lines += ["", "| layer | rounded | searched | size | seconds |", "|---:|---:|---:|---:|---:|"]
+    lines += ["", "| layer | error before | after | size | seconds |", "|---:|---:|---:|---:|---:|"]
     for layer in report.layers:
         errors = f"{error_text(layer.error_before)} | {error_text(layer.error_after)}"
         lines.append(f"| {layer.layer} | {errors} | {size(layer.bytes_after)} | {layer.seconds:.1f} |")
