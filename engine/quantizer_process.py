@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
+from safetensors.numpy import load_file, save_file
 
 from engine.child import BEAT
 from engine.quantizer_report import LayerReport, QuantizationReport
@@ -50,7 +51,7 @@ def quantize_in_child(
     Raises ValueError as Quantizer does, QuantizationFailed for a child that died, was silent or does not get on.
     """
     with tempfile.TemporaryDirectory(prefix="overnight-quantize-") as folder:
-        rows = Path(folder) / "rows.npz"
+        rows = Path(folder) / "rows.safetensors"
         _write_rows(rows, calibration)
         child = Child("engine.quantizer_child:serve", environment={}, log=Path(folder) / "log", beats=True)
         try:
@@ -67,15 +68,15 @@ def quantize_in_child(
 
 def read_rows(path: Path) -> list[np.ndarray]:
     """The rows of a file of `_write_rows`."""
-    with np.load(path, allow_pickle=False) as stored:
-        ids, lengths = stored["ids"], stored["lengths"]
+    stored = load_file(path)
+    ids, lengths = stored["ids"], stored["lengths"]
     return np.split(ids, np.cumsum(lengths)[:-1]) if len(lengths) else []
 
 
 def _write_rows(path: Path, rows: Sequence[np.ndarray]) -> None:
     lengths = np.array([len(row) for row in rows], np.int64)
     ids = np.concatenate([np.empty(0, np.int64), *rows]).astype(np.int64)
-    np.savez(path, ids=ids, lengths=lengths)
+    save_file({"ids": ids, "lengths": lengths}, path)
 
 
 def _next(child: Child) -> dict[str, Any]:
