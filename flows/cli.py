@@ -343,4 +343,5 @@ def _resume_command() -> str:
     return shlex.join([program, "infer", *(word for word in sys.argv[2:] if word != "--fresh")])
 
 
-import flows.quantize_command  # noqa: E402, F401  adds its command to `app`, which has to be there first
+import flows.evaluate_command  # noqa: E402 - it adds its command to those above
+import flows.quantize_command  # noqa: E402, F401 - so does this

@@ -1,4 +1,4 @@
-"""The quantize flow: make a smaller checkpoint, and publish it."""
+"""The quantize flow: make a smaller checkpoint, compare it with the original, and publish it if it is good enough."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from pathlib import Path
 from prefect import flow
 from prefect.runtime import flow_run
 
+from flows.evaluate import evaluate
 from tasks.configuration import load_settings
-from tasks.quantization import OPENED, QuantizationJob, prepare, taken_or_opened
+from tasks.quantization import OPENED, QuantizationJob, gate_settings, prepare, taken_or_opened
 from tasks.quantization_report import Quantization
 from tasks.quantization_stages import make_checkpoint, publish_checkpoint
 from tasks.settings import Settings, set_explicitly
@@ -32,7 +33,9 @@ def quantize(
     with taken_or_opened(job) as work:
         if not work.finished:
             make_checkpoint(work)
-            publish_checkpoint(work, None)
+            gate = work.job.settings.quantize.gate
+            evaluation = evaluate("", gate_settings(work.job, work.checkpoint)) if gate else None
+            publish_checkpoint(work, evaluation)
     assert work.report is not None
     return work.report
 

@@ -17,6 +17,8 @@ from prefect.artifacts import (
 )
 from prefect.exceptions import PrefectException
 
+from tasks.evaluation import Evaluation
+from tasks.evaluation_screen import as_markdown as evaluation_markdown
 from tasks.progress import Progress
 from tasks.summary import RunReport, as_markdown
 
@@ -58,6 +60,19 @@ def show_report(report: RunReport) -> None:
         create_markdown_artifact(as_markdown(report), key="infer-report", description=f"Report of {about}")
         link = f"file://{report.output}"
         create_link_artifact(link, link_text=report.output, key="infer-output", description=f"Result of {about}")
+
+
+def show_evaluation(evaluation: Evaluation) -> None:
+    """The figures as text, and where the report is."""
+    with best_effort():
+        markdown = evaluation_markdown(evaluation)
+        create_markdown_artifact(
+            markdown, key="evaluate-report", description=f"Evaluation of {evaluation.candidate.path}"
+        )
+        link = f"file://{evaluation.report}"
+        create_link_artifact(
+            link, link_text=evaluation.report, key="evaluate-output", description="Report with drawings"
+        )
 
 
 @contextmanager

@@ -13,14 +13,15 @@ from datetime import datetime
 
 import numpy as np
 
+from data.answer_tokens import AnswerTokens
 from data.checkpoint import Checkpoint
 from data.dataset import Dataset
 from data.drawn_rows import DrawnRows, draw_rows
 from data.errors import InputError
 from data.prompts import Prompter
-from data.rows import Record
 from data.settings import InputSettings, JobSettings
 from data.tokenizer import Ids
+from tasks.evaluation_answers import column_texts
 from tasks.figures import plural
 from tasks.settings import Settings
 
@@ -40,6 +41,8 @@ class CalibrationRows:
     """What of a row: `prompts`, `prompts and right answers`, or `column text`."""
     skipped: int
     wanted: int
+    others: bool
+    """Whether the same input has more rows, for the gate."""
 
     @property
     def tokens(self) -> int:
@@ -77,17 +80,17 @@ def calibration_rows(settings: Settings, checkpoint: Checkpoint) -> CalibrationR
                 f"quantize.method = {wanted.method!r} is calibrated with rows: name the job's with --input, or others "
                 "with quantize.dataset"
             )
-        return CalibrationRows((), "", "", 0, 0)
+        return CalibrationRows((), "", "", 0, 0, others=True)
     dataset = Dataset.open(settings.input if wanted.dataset is None else InputSettings(path=wanted.dataset))
     asking = _asking(settings, checkpoint, dataset)
-    (drawn,) = draw_rows(dataset, [wanted.rows])
+    drawn, others = draw_rows(dataset, [wanted.rows, LEAST_ROWS])
     ids, skipped = asking.encode(drawn, checkpoint, min(wanted.max_tokens, checkpoint.context_length))
     if len(ids) < LEAST_ROWS and needed:
         raise InputError(
             f"{source} gives {plural(len(ids), 'row')} to calibrate with ({skipped:,} more cannot be asked), but "
             f"{LEAST_ROWS} at least are needed: name more of them with quantize.dataset"
         )
-    return CalibrationRows(tuple(ids), source, asking.text, skipped, wanted.rows)
+    return CalibrationRows(tuple(ids), source, asking.text, skipped, wanted.rows, bool(others.records))
 
 
 @dataclass(frozen=True)
@@ -111,11 +114,10 @@ class _Asking:
         good = [row for row in range(len(drawn.records)) if row not in prompts.errors and len(prompts.ids[row])]
         ids = [prompts.ids[row] for row in good]
         if self.expected is not None:
-            answers = [_text(drawn.records[row], self.expected) for row in good]
-            ended = checkpoint.stop_ids[:1] if isinstance(self.job.prompt, tuple) else ()
-            end = np.array(ended, np.uint32)
-            found = checkpoint.tokenizer().encode_literal(answers)
-            ids = [np.concatenate([prompt, answer, end]) for prompt, answer in zip(ids, found, strict=True)]
+            texts = column_texts([drawn.records[row] for row in good], self.expected)
+            found = AnswerTokens(self.job, checkpoint).encode([text or "" for text in texts], [True] * len(texts))
+            answers = [found[row] if text is not None else found[row][:0] for row, text in enumerate(texts)]
+            ids = [np.concatenate(pair) for pair in zip(ids, answers, strict=True)]
         return [row[:most] for row in ids], len(drawn.records) - len(good)
 
 
@@ -151,8 +153,3 @@ def _expected(job: JobSettings, columns: Sequence[str], *, required: bool) -> st
     if job.expected not in columns and required:
         raise InputError(f"job.expected = {job.expected!r} is not a column of the input; it has {', '.join(columns)}")
     return job.expected if job.expected in columns else None
-
-
-def _text(record: Record, column: str) -> str:
-    value = record.get(column)
-    return value if isinstance(value, str) else "" if value is None else str(value)

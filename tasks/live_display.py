@@ -110,6 +110,11 @@ class LiveDisplay(ABC):
                 self._print(*line)
 
     def _print(self, line: str, style: str = "") -> None:
-        text = Text.assemble((datetime.now().strftime("%H:%M:%S "), "dim"), (line, style))
-        # A log keeps one line an event; a terminal wraps between words.
-        self._console.print(text, soft_wrap=not self._console.is_terminal)
+        print_line(self._console, line, style)
+
+
+def print_line(console: Console, line: str, style: str = "") -> None:
+    """Print a line with the time before it."""
+    text = Text.assemble((datetime.now().strftime("%H:%M:%S "), "dim"), (line, style))
+    # A log keeps one line an event; a terminal wraps between words.
+    console.print(text, soft_wrap=not console.is_terminal)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,10 +24,13 @@ from pydantic import ValidationError
 from data.checkpoint import Checkpoint
 from data.errors import InputError, RunError
 from data.model_config import text_config
+from data.run_folder import run_id
 from engine.quantizer_process import QuantizationFailed, quantize_in_child
 from engine.quantizer_report import LayerReport, QuantizationReport
+from engine.settings import ModelSettings
 from tasks.calibration_rows import CalibrationRows, calibration_rows
 from tasks.evaluation import Evaluation
+from tasks.evaluation_job import prepare_evaluation
 from tasks.figures import plural
 from tasks.gate import judge
 from tasks.job import dated
@@ -43,13 +47,19 @@ class QuantizationJob:
     """A checked quantization."""
 
     settings: Settings
-    model: str
-    """As it was named: a folder or a hub id."""
     checkpoint: Checkpoint
     calibration: CalibrationRows
     place: QuantizationPlace
     identity: dict[str, Any]
     fresh: bool
+
+    @property
+    def evaluation(self) -> Path:
+        """The folder of the evaluation, one for each that there can be of this work, so that none meets another's."""
+        names = {"input", "job", "sampling", "evaluate"}
+        asked = self.settings.model_dump(mode="json", by_alias=True, include=names)
+        digest = run_id({"quantization": self.identity, **asked})
+        return self.place.work.parent / f"evaluate-{self.place.path.name}-{digest}"
 
 
 @dataclass
@@ -82,8 +92,6 @@ def prepare(settings: Settings, *, fresh: bool, started: datetime) -> Quantizati
         raise InputError("model.path is not set: give --model, or set it in the configuration file")
     if settings.model.adapter is not None:
         raise InputError("model.adapter cannot be quantized: merge it into the model first")
-    if settings.quantize.gate:
-        _check_gate(settings)
     checkpoint = Checkpoint.open(settings.model.path, settings.model.revision)
     if "quantization_config" in checkpoint.config:
         raise InputError(
@@ -98,7 +106,10 @@ def prepare(settings: Settings, *, fresh: bool, started: datetime) -> Quantizati
         "settings": settings.quantize.quantizer().model_dump(mode="json"),
         "calibration": calibration.digest,
     }
-    return QuantizationJob(settings, settings.model.path, checkpoint, calibration, place, identity, fresh)
+    job = QuantizationJob(settings, checkpoint, calibration, place, identity, fresh)
+    if settings.quantize.gate:
+        _check_gate(job, started)
+    return job
 
 
 @contextmanager
@@ -114,6 +125,8 @@ def opened(job: QuantizationJob) -> Iterator[OpenQuantization]:
             job.place.finish()
         else:
             job.place.begin(job.identity, fresh=job.fresh)
+            if job.fresh:
+                shutil.rmtree(job.evaluation, ignore_errors=True)
         yield OpenQuantization(job, found is not None, found)
 
 
@@ -165,7 +178,7 @@ def quantize(work: OpenQuantization, told: Callable[[float], object]) -> None:
     work.report = Quantization(
         **engine.model_dump(exclude={"output"}),
         output=str(job.place.path),
-        model=job.model,
+        model=job.settings.model.path,
         identity=job.identity,
         settings=job.settings.quantize.quantizer(),
         calibration=Calibration.of(job.calibration),
@@ -232,18 +245,38 @@ def _output(settings: Settings, model: Path) -> Path:
     return output
 
 
-def _check_gate(settings: Settings) -> None:
-    without = "or write the checkpoint unjudged with --set quantize.gate=false"
+def gate_settings(job: QuantizationJob, candidate: Path) -> Settings:
+    """What the evaluate flow is told, to compare a checkpoint with the original on rows that calibrated nothing."""
+    settings, own = job.settings, job.settings.quantize.dataset is None and bool(job.calibration.ids)
+    reference = {"reference": str(job.checkpoint.folder), "skip": settings.quantize.rows if own else 0}
+    changes: dict[str, Any] = {
+        "model": ModelSettings(path=str(candidate)),
+        "evaluate": settings.evaluate.model_copy(update=reference),
+        "output": settings.output.model_copy(update={"path": str(job.evaluation)}),
+    }
+    return settings.model_copy(update=changes)
+
+
+def _check_gate(job: QuantizationJob, started: datetime) -> None:
+    """InputError for what the evaluation would stumble over hours later."""
+    settings, without = job.settings, "quantize.gate = false leaves that out"
     if not settings.input.path:
-        raise InputError(f"the gate compares both models on rows: name them with --input, {without}")
-    if (problem := settings.job.problem()) is not None:
-        raise InputError(f"the gate asks both models: {problem}, {without}")
+        raise InputError(f"the gate compares both models on rows: name them with --input; {without}")
+    if not job.calibration.others:
+        raise InputError(
+            f"{settings.input.path} has no more rows than quantize.rows = {settings.quantize.rows} takes to calibrate, "
+            f"and the gate compares both models on others: lower it; {without}"
+        )
+    try:
+        prepare_evaluation(gate_settings(job, job.checkpoint.folder), started, "")
+    except InputError as error:
+        raise InputError(f"the gate compares both models ({without}), and cannot: {error}") from error
 
 
 def _beginning(job: QuantizationJob) -> str:
     rows = job.calibration
     text = f", {plural(len(rows.ids), 'row')} with {plural(rows.tokens, 'token')} of {rows.source}" if rows.ids else ""
-    return f"Quantizing {job.model} to {job.settings.quantize.quantizer().label}{text}"
+    return f"Quantizing {job.settings.model.path} to {job.settings.quantize.quantizer().label}{text}"
 
 
 def _as_settings(message: str) -> str:
