@@ -43,7 +43,7 @@ dp_degree = 1
 [quantize]
 rows = 8
 max_tokens = 48
-group_size = 64
+group_size = 128
 """
 
 
