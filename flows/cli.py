@@ -13,18 +13,17 @@ import shutil
 import signal
 import subprocess
 import sys
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from engine.bytecode import keep_bytecode
 from engine.quiet_traceback import print_quietly
-from flows.exits import exit_status, fail
-from flows.promote_command import promote
 from flows.session import load_flow, start_server
 
 if TYPE_CHECKING:
@@ -84,7 +83,7 @@ def infer(
     from data.exit_status import ExitStatus
     from tasks.job import RunOptions, prepare
 
-    with exit_status():
+    with _exit_status():
         settings = _settings(config, sets, input_path, output_path, model, limit)
         options = RunOptions(run_dir, fresh, retry_errors)
         job = prepare(settings, options, datetime.now(), _resume_command())
@@ -114,7 +113,7 @@ def plan(
     from tasks.preflight import begun, plan_report, refuse_over_budget, scratch_folder
     from tasks.preflight_screen import print_plan
 
-    with exit_status():
+    with _exit_status():
         settings = _settings(config, sets, input_path, output_path, model, limit)
         options = RunOptions(run_dir, fresh, retry_errors)
         job = prepare(settings, options, datetime.now(), _resume_command())
@@ -138,7 +137,7 @@ def status(
 
     from tasks.status import print_status, run_status
 
-    with exit_status():
+    with _exit_status():
         print_status(run_status(run), Console())
 
 
@@ -148,7 +147,7 @@ def audit(output: Annotated[str, typer.Argument(help="A published folder or file
     from data.audit import audit as verify
     from tasks.summary import print_audit
 
-    with exit_status():
+    with _exit_status():
         report = verify(output)
     print_audit(report)
     raise typer.Exit(0 if report.valid else 1)
@@ -167,16 +166,13 @@ def cache(
     from tasks.cache import cache_folder
     from tasks.cache_screen import print_cache
 
-    with exit_status():
+    with _exit_status():
         settings = _settings(config, sets, None, None, None, None).cache
         kept = AnswerCache(cache_folder(settings).absolute(), settings.max_bytes)
         kept.check()
         if clear:
             typer.echo(f"Deleted {kept.clear():,} answers", err=True)
         print_cache(kept, Console())
-
-
-app.command()(promote)
 
 
 @app.command()
@@ -187,7 +183,7 @@ def doctor(config: Config = None, sets: Sets = None, model: Model = None) -> Non
     from tasks.doctor import checks, print_checks
     from tasks.dry_run import dry_run
 
-    with exit_status():
+    with _exit_status():
         settings = _settings(config, sets, None, None, model, None)
         healthy = print_checks(checks(settings, lambda: dry_run(settings)), Console())
     raise typer.Exit(0 if healthy else 1)
@@ -200,7 +196,7 @@ def bench(context: typer.Context) -> None:
 
     settings = parse(context.args, "overnight bench")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with exit_status(), ExitStack() as stack:
+    with _exit_status(), ExitStack() as stack:
         server = start_server(stack, Path(stack.enter_context(TemporaryDirectory(prefix="overnight-bench-"))))
         flow = load_flow("bench", stack, server)
         from httpx import HTTPError
@@ -211,9 +207,9 @@ def bench(context: typer.Context) -> None:
         try:
             flow(settings)
         except ValueError as error:
-            fail(str(error), 2)
+            _fail(str(error), 2)
         except (BenchFailed, PrefectException, HTTPError) as error:
-            fail(str(error), 1)
+            _fail(str(error), 1)
 
 
 @app.command()
@@ -224,7 +220,7 @@ def deploy() -> None:
     # Prefect bounds its requests; a user who waits at the terminal bounds the rest.
     made = subprocess.run(create, capture_output=True, text=True, check=False)
     if made.returncode and "already exists" not in made.stdout + made.stderr:
-        fail(f"the work pool {WORK_POOL} cannot be created: {(made.stdout + made.stderr).strip()}", 1)
+        _fail(f"the work pool {WORK_POOL} cannot be created: {(made.stdout + made.stderr).strip()}", 1)
     raise typer.Exit(subprocess.run([*prefect, "deploy", "--all"], cwd=ROOT, check=False).returncode)
 
 
@@ -288,6 +284,29 @@ def _answer(job: Job, config: Path | None) -> RunReport:
         raise
 
 
+@contextmanager
+def _exit_status() -> Iterator[None]:
+    """Turn the errors a user can meet into one line and the exit status of their kind."""
+    from data.errors import Held, InputError, RunError
+    from data.exit_status import ExitStatus
+
+    try:
+        yield
+    except (InputError, RunError, Held) as error:
+        _fail(str(error), error.status)
+    except OSError as error:
+        _fail(str(error), ExitStatus.FAILED)
+    except KeyboardInterrupt:
+        _fail("interrupted", ExitStatus.INTERRUPTED)
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    from data.errors import one_line
+
+    typer.echo(f"overnight: {one_line(message)}", err=True)
+    raise typer.Exit(status)
+
+
 def _print(report: RunReport) -> None:
     from rich.console import Console
 
@@ -322,3 +341,6 @@ def _settings(
 def _resume_command() -> str:
     program = "overnight" if shutil.which("overnight") else sys.argv[0]
     return shlex.join([program, "infer", *(word for word in sys.argv[2:] if word != "--fresh")])
+
+
+import flows.promote_command  # noqa: E402, F401 - it adds its command to those above

@@ -7,13 +7,14 @@ from typing import Annotated
 
 import typer
 
-from flows.exits import exit_status
+from flows.cli import _exit_status, app
 
 PointerPath = Annotated[Path, typer.Argument(metavar="POINTER", help="A link such as models/current.")]
 Target = Annotated[Path | None, typer.Argument(metavar="CHECKPOINT", help="Where it is to lead: a model folder.")]
 Rollback = Annotated[bool, typer.Option("--rollback", help="Lead to the checkpoint before; again: one further back.")]
 
 
+@app.command()
 def promote(pointer: PointerPath, checkpoint: Target = None, rollback: Rollback = False) -> None:
     """Have a named pointer lead to a checkpoint; without one, show where it leads and has led."""
     from rich.console import Console
@@ -22,7 +23,7 @@ def promote(pointer: PointerPath, checkpoint: Target = None, rollback: Rollback 
     from data.pointer import Pointer
     from tasks.pointer_screen import print_move, print_pointer
 
-    with exit_status():
+    with _exit_status():
         found = Pointer(pointer)
         if rollback and checkpoint is not None:
             raise InputError("--rollback goes to the checkpoint before: give no CHECKPOINT with it")
