@@ -69,9 +69,14 @@ class Tokenizer:
     @property
     def highest_id(self) -> int:
         """The highest id that a text can give; a padding token, which some add beyond the vocabulary, is left out."""
-        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
+        vocabulary = self.vocabulary
         vocabulary.pop(self._named("pad_token") or "", None)
         return max(vocabulary.values(), default=0)
+
+    @property
+    def vocabulary(self) -> dict[str, int]:
+        """Every token with its id."""
+        return dict(self._tokenizer.get_vocab(with_added_tokens=True))
 
     @property
     def special_ids(self) -> frozenset[int]:

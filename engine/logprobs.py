@@ -25,6 +25,34 @@ from engine.trunk import trunk
 BLOCK_LOGITS = 1 << 25
 
 
+class TokenRows:
+    """Pairs of a row of hidden states and a token looked up there, so laid out that the head runs once a row.
+
+    Legend of shapes: P pairs, R distinct rows of a block, p pairs of a block.
+    """
+
+    def __init__(self, rows: np.ndarray, tokens: np.ndarray, device: torch.device) -> None:
+        """rows and tokens: int64 arrays [P]."""
+        self._needed, places = np.unique(rows, return_inverse=True)
+        self._order = np.argsort(places, kind="stable")
+        self._places = places[self._order]
+        arrays = (self._needed, self._places, tokens[self._order])
+        self._needed_at, self._places_at, self._tokens_at = (upload(array, device) for array in arrays)
+
+    def blocks(self, size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """For `size` rows at a time: the rows [R]; of each pair that reads them its place in R [p] and token [p]."""
+        for start in range(0, len(self._needed), size):
+            low, high = np.searchsorted(self._places, (start, start + size))
+            at = self._places_at[low:high] - start
+            yield self._needed_at[start : start + size], at, self._tokens_at[low:high]
+
+    def restored(self, pairs: Tensor) -> Tensor:
+        """[P, ...] in the order of the pairs, from those of all blocks one behind the other."""
+        back = np.empty_like(self._order)
+        back[self._order] = np.arange(len(self._order))
+        return pairs[upload(back, pairs.device)]
+
+
 def token_logprobs(
     model: PreTrainedModel, hidden: Tensor, rows: np.ndarray, tokens: np.ndarray, block: int | None = None
 ) -> Tensor:
@@ -33,21 +61,18 @@ def token_logprobs(
     The head runs once for each distinct row, over `block` rows at a time (by default so many that their logits stay
     within BLOCK_LOGITS).
     """
-    needed, places = np.unique(rows, return_inverse=True)
-    order = np.argsort(places, kind="stable")
-    places = places[order]
-    needed_at, places_at, tokens_at = (upload(array, hidden.device) for array in (needed, places, tokens[order]))
-    block = block or max(16, BLOCK_LOGITS // model.config.get_text_config().vocab_size)
+    wanted = TokenRows(rows, tokens, hidden.device)
     parts = [hidden.new_empty(0, dtype=torch.float32)]
-    with _head(model) as head:
-        for start in range(0, len(needed), block):
-            logits = head(hidden[needed_at[start : start + block]]).float()
-            low, high = np.searchsorted(places, (start, start + block))
-            at = places_at[low:high] - start
-            parts.append(logits[at, tokens_at[low:high]] - logits.logsumexp(1)[at])
-    back = np.empty_like(order)
-    back[order] = np.arange(len(order))
-    return torch.cat(parts)[upload(back, hidden.device)]
+    with head_of(model) as head:
+        for rows_at, at, tokens_at in wanted.blocks(block or block_rows(model)):
+            logits = head(hidden[rows_at]).float()
+            parts.append(logits[at, tokens_at] - logits.logsumexp(1)[at])
+    return wanted.restored(torch.cat(parts))
+
+
+def block_rows(model: PreTrainedModel, logits: int = BLOCK_LOGITS) -> int:
+    """Rows whose logits are about so many, and at least 16."""
+    return int(max(16, logits // model.config.get_text_config().vocab_size))
 
 
 @dataclass
@@ -62,7 +87,7 @@ class _TrunkOutput(ModelOutput):
 
 
 @contextmanager
-def _head(model: PreTrainedModel) -> Iterator[Callable[[Tensor], Tensor]]:
+def head_of(model: PreTrainedModel) -> Iterator[Callable[[Tensor], Tensor]]:
     """A function from hidden states [R, D] to logits [R, vocabulary]."""
     given: list[Tensor] = []
 

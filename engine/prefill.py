@@ -55,11 +55,11 @@ class PrefillEngine(ABC):
         self._budget = settings.max_batch_tokens
         self._amp = settings.amp and model.dtype == torch.float32
         self._amp_dtype = resolve_dtype("auto", self.device) if self.device.type == "cuda" else torch.bfloat16
-        self._causal = _is_causal(model)
+        self._causal = is_causal(model)
         if self.causal_only and not self._causal:
             raise ValueError(f"{type(model).__name__} is an encoder, which only job.kind = embed can use")
-        first_position, self._positions = _learned_positions(model)
-        self._trunk = _fastest_trunk(model, settings, first_position)
+        first_position, self._positions = learned_positions(model)
+        self._trunk = fastest_trunk(model, settings, first_position)
         self._waiting: list[Request] = []
         self._requests: list[Request] = []
         self._packs: deque[Pack] = deque()
@@ -184,7 +184,8 @@ def to_host(tensor: Tensor) -> Callable[[], np.ndarray]:
     return wait
 
 
-def _fastest_trunk(model: PreTrainedModel, settings: EngineSettings, first_position: int) -> Trunk:
+def fastest_trunk(model: PreTrainedModel, settings: EngineSettings, first_position: int) -> Trunk:
+    """The forward pass of a model on its device; first_position as of `learned_positions`."""
     if model.device.type == "cuda":
         from engine.cuda.recipe import fused_trunk  # Triton is there where a GPU is
 
@@ -194,13 +195,13 @@ def _fastest_trunk(model: PreTrainedModel, settings: EngineSettings, first_posit
     return ModuleTrunk(model, first_position)
 
 
-def _is_causal(model: PreTrainedModel) -> bool:
+def is_causal(model: PreTrainedModel) -> bool:
     """Whether tokens see only those before them, in every layer."""
     flags = (getattr(module, "is_causal", None) for module in model.modules())
     return all(flag is not False for flag in flags) and getattr(model.config, "is_causal", None) is not False
 
 
-def _learned_positions(model: PreTrainedModel) -> tuple[int, int | None]:
+def learned_positions(model: PreTrainedModel) -> tuple[int, int | None]:
     """The position of a prompt's first token, and how many positions the model's table holds (None: no table).
 
     RoBERTa and its kin give padding the table's row `padding_idx` and count from the next.

@@ -343,4 +343,6 @@ def _resume_command() -> str:
     return shlex.join([program, "infer", *(word for word in sys.argv[2:] if word != "--fresh")])
 
 
-import flows.promote_command  # noqa: E402, F401 - it adds its command to those above
+import flows.evaluate_command  # noqa: E402 - it adds its command to those above
+import flows.promote_command  # noqa: E402 - so does this
+import flows.quantize_command  # noqa: E402, F401 - and this

@@ -106,6 +106,10 @@ def _finished(event: Mapping[str, Any]) -> tuple[str, str]:
     return _cut(f"Run {event['state']}" + (f": {message}" if message else "")), style
 
 
+def _note(event: Mapping[str, Any]) -> tuple[str, str]:
+    return str(event["message"]), ""
+
+
 def _cut(text: str) -> str:
     return text if len(text) <= MESSAGE_LENGTH else text[: MESSAGE_LENGTH - 3] + "..."
 
@@ -120,6 +124,7 @@ _LINES = {
     "failed": _failed,
     "refused": _refused,
     "warning": _warning,
+    "note": _note,
     "deadline": _deadline,
     "yielding": _yielding,
     "waiting": _waiting,

@@ -129,9 +129,9 @@ def as_markdown(report: RunReport) -> str:
     """The report for a Prefect artifact."""
     lines = [f"## Run {report.run_id}: {report.state} after {duration(report.seconds)}", ""]
     if report.message:
-        lines += [_cell(report.message), ""]
+        lines += [markdown_cell(report.message), ""]
     lines += ["| | | |", "|---|---:|---|"]
-    lines += [f"| {name} | {number} | {_cell(note)} |" for name, number, note in _counts(report)]
+    lines += [f"| {name} | {number} | {markdown_cell(note)} |" for name, number, note in _counts(report)]
     if report.errors:
         lines += ["", "| error | rows | row numbers, from 0 |", "|---|---:|---|"]
         lines += [f"| `{code}` | {count:,} | {rows} |" for code, count, rows in _errors(report)]
@@ -139,7 +139,7 @@ def as_markdown(report: RunReport) -> str:
         lines += ["", f"| {title} | {what} | |", "|---:|---:|---|"]
         lines += [f"| {label} | {count} | {bar} |" for label, bar, count in histogram_lines(counts)]
     lines += ["", *(f"- {name}: {_code(place)}" for name, place in _places(report))]
-    lines += [f"- Warning: {_cell(warning)}" for warning in report.warnings]
+    lines += [f"- Warning: {markdown_cell(warning)}" for warning in report.warnings]
     sentence, command = _next(report)
     lines += ["", sentence, "", f"    {printable(command)}", ""]
     return "\n".join(lines)
@@ -223,7 +223,7 @@ def _code(text: str) -> str:
     return f"`{printable(text).replace('`', ' ')}`"
 
 
-def _cell(text: str) -> str:
+def markdown_cell(text: str) -> str:
     """Plain text for Markdown: no links, no HTML, no broken tables."""
     plain = printable(text)
     for letter in "\\`*_[]<>|":

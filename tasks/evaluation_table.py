@@ -1,0 +1,115 @@
+"""An evaluation as lines of figures with their intervals: the same on the terminal, in Prefect and in the report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from tasks.evaluation import Estimate, Evaluation, ModelScores
+from tasks.figures import plural
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a figure is written: its digits, and a unit behind them."""
+
+    digits: Callable[[float], str]
+    unit: str
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A figure and its interval, as text; both empty where there is no figure."""
+
+    figure: str = ""
+    interval: str = ""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a table: what it is, and its cells."""
+
+    name: str
+    cells: tuple[Cell, ...]
+
+
+def score_lines(evaluation: Evaluation) -> Iterator[Line]:
+    """Accuracy, match, perplexity and errors: of the candidate, and of a reference with the change."""
+    changes = {"accuracy": evaluation.accuracy_change, "perplexity": evaluation.perplexity_change}
+    models = [model for model in (evaluation.candidate, evaluation.reference) if model is not None]
+    for name, style, find in METRICS:
+        estimates = [find(model) for model in models]
+        if any(estimate is not None for estimate in estimates):
+            cells = [cell(estimate, style) for estimate in estimates]
+            change = [cell(changes.get(name), CHANGE)] if len(models) == 2 else []
+            yield Line(name.capitalize(), (*cells, *change))
+    cells = [Cell(f"{model.errors:,}") for model in models]
+    yield Line("Errors", (*cells, *([Cell()] if len(models) == 2 else [])))
+
+
+def agreement_lines(evaluation: Evaluation) -> Iterator[Line]:
+    """How alike the two models are; nothing for one alone."""
+    agreement = evaluation.agreement
+    if agreement is None:
+        return
+    yield Line("Same next token", (cell(agreement.tokens, SHARE), Cell(f"of {plural(evaluation.tokens, 'position')}")))
+    yield Line("Divergence", (cell(agreement.divergence, NUMBER), Cell("nats a token")))
+    if agreement.answers is not None:
+        yield Line("Same answer", (cell(agreement.answers, SHARE), Cell(f"of {plural(evaluation.rows, 'row')}")))
+
+
+def slice_lines(evaluation: Evaluation, column: str) -> Iterator[Line]:
+    """For each value of a column its rows, then for each metric the models side by side."""
+    chosen = [part for part in evaluation.slices if part.column == column]
+    metrics = slice_metrics(evaluation, column)
+    for part in chosen:
+        cells = [Cell(f"{part.rows:,}")]
+        for name in metrics:
+            style, find = next((style, find) for known, style, find in METRICS if known == name)
+            cells += [cell(find(model), style) for model in part.scores]
+        yield Line(part.value, tuple(cells))
+
+
+def slice_metrics(evaluation: Evaluation, column: str) -> list[str]:
+    """The metrics that a column's values have."""
+    models = [model for part in evaluation.slices if part.column == column for model in part.scores]
+    return [name for name, _, find in METRICS if any(find(model) is not None for model in models)]
+
+
+def slice_columns(evaluation: Evaluation) -> list[str]:
+    """The columns by whose values rows are told apart, in order."""
+    return list(dict.fromkeys(part.column for part in evaluation.slices))
+
+
+def cell(estimate: Estimate | None, style: Style) -> Cell:
+    """An estimate as text."""
+    if estimate is None:
+        return Cell("–")
+    low, high = style.digits(estimate.low), style.digits(estimate.high)
+    return Cell(f"{style.digits(estimate.value)}{style.unit}", f"{low} to {high}{style.unit}")
+
+
+def _percent(value: float) -> str:
+    """Says 0 or 100 only of exactly none or all."""
+    shown = f"{100 * value:.1f}"
+    misleads = (shown == "100.0" and value < 1) or (shown == "0.0" and value > 0)
+    return f"{100 * value:.3f}" if misleads else shown
+
+
+def _signed(value: float) -> str:
+    return f"{100 * value:+.2f}".replace("-", "−").replace("+0.00", "0.00").replace("−0.00", "0.00")
+
+
+def _four(value: float) -> str:
+    """Four significant digits, without an exponent where there is room."""
+    if value >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:#.4g}".rstrip(".") if value >= 1e-4 or not value else f"{value:.2e}"
+
+
+SHARE, CHANGE, NUMBER = Style(_percent, " %"), Style(_signed, " %"), Style(_four, "")
+METRICS: tuple[tuple[str, Style, Callable[[ModelScores], Estimate | None]], ...] = (
+    ("accuracy", SHARE, lambda model: model.accuracy),
+    ("match", SHARE, lambda model: model.match),
+    ("perplexity", NUMBER, lambda model: model.perplexity),
+)
