@@ -7,6 +7,7 @@ is resolved to its snapshot folder first, from the local cache when there is no 
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from functools import cached_property
 from pathlib import Path
@@ -50,16 +51,20 @@ class Checkpoint:
     def open(cls, path: str, revision: str | None = None, trust_remote_code: bool = False) -> Checkpoint:
         """The checkpoint at a folder, or of a hub id at `revision`.
 
+        A link is followed once, here: `folder` is where it leads now, whatever it leads to later.
         `trust_remote_code` also fetches the model's Python files; here they are never run. InputError for anything
         that would keep the model from loading, and for a hub id that cannot be fetched.
         """
         if not path:
             raise InputError("model.path is not set: name a model folder or a hub id with --model")
         folder = Path(path).expanduser()
-        if folder.is_dir():
-            return cls(folder)
-        if folder.exists():
+        real = Path(os.path.realpath(folder))
+        if real.is_dir():
+            return cls(real)
+        if real.exists():
             raise InputError(f"{path} is a file: model.path is the folder that holds config.json")
+        if folder.is_symlink():
+            raise InputError(f"{path} is a link to {os.readlink(folder)}, which does not exist")
         if not _HUB_ID.match(path):
             raise InputError(f"{path} does not exist")
         return cls(_snapshot(path, revision, trust_remote_code))

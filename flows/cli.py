@@ -344,4 +344,5 @@ def _resume_command() -> str:
 
 
 import flows.evaluate_command  # noqa: E402 - it adds its command to those above
-import flows.quantize_command  # noqa: E402, F401 - so does this
+import flows.promote_command  # noqa: E402 - so does this
+import flows.quantize_command  # noqa: E402, F401 - and this

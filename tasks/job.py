@@ -67,6 +67,8 @@ class Job:
     """When this attempt ends with what is answered by then, in UTC."""
     priority: Priority | None
     """Which rows are answered first."""
+    pointer: str | None = None
+    """What model.path was if that is a link; in `settings` it is the folder that the link led to."""
 
     @property
     def run_id(self) -> str:
@@ -103,6 +105,7 @@ def prepare(settings: Settings, options: RunOptions, started: datetime, command:
     _check_sections(settings)
     placement = place(settings)
     settings = resolve(settings, placement)
+    pointer = settings.model.path if Path(settings.model.path).expanduser().is_symlink() else None
     checkpoint = Checkpoint.open(settings.model.path, settings.model.revision, settings.model.trust_remote_code)
     settings = settings.model_copy(  # every worker loads what was digested here, also one that starts at night
         update={"model": settings.model.model_copy(update={"path": str(checkpoint.folder)})}
@@ -132,6 +135,7 @@ def prepare(settings: Settings, options: RunOptions, started: datetime, command:
         command=command,
         deadline=ends,
         priority=priority,
+        pointer=pointer,
     )
 
 

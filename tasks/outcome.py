@@ -188,6 +188,7 @@ def manifest_fields(run: OpenRun) -> Mapping[str, Any]:
     return {
         "settings": job.settings.model_dump(mode="json", by_alias=True),
         "digests": job.checkpoint.digests(),
+        "pointer": job.pointer,
         "seconds": round(time.monotonic() - run.started, 3),
         "workers": job.placement.workers,
         "device": job.placement.device,
