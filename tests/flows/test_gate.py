@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from engine.quantizer_process import quantize_in_child
 from tasks.configuration import load_settings
-from tasks.quantization import opened, prepare
+from tasks.quantization import opened
+from tasks.quantization_job import prepare
 from tasks.quantization_place import report_of
 from tests.flows.conftest import Overnight
 from tests.flows.test_quantize import CONFIG
@@ -64,7 +65,7 @@ def test_shuffled_scales_are_refused_and_the_earlier_checkpoint_stands(
 ) -> None:
     output = earlier(tmp_path / "small")
     plant(config, output)
-    done = overnight("quantize", "--output", "small")
+    done = overnight("quantize", "--output", "small", "--set", "quantize.promote=current")
     assert done.returncode == 1
     said = " ".join(done.stderr.split())
     assert "the quantized model is refused: accuracy went from" in said
@@ -72,6 +73,7 @@ def test_shuffled_scales_are_refused_and_the_earlier_checkpoint_stands(
     assert "quantize.max_loss = 0.02 allows 2.00 %" in said
     assert f"It is kept in {output}.refused" in said
     assert "refused" in done.stdout
+    assert not (tmp_path / "current").is_symlink()
     assert json.loads((output / "config.json").read_text()) == {"model_type": "earlier"}
     report = report_of(tmp_path / "small.refused")
     assert report is not None
@@ -96,13 +98,14 @@ def test_a_good_one_is_accepted_on_rows_not_calibrated_with_and_replaces_the_ear
     refused = overnight("quantize", "--output", "small")
     assert refused.returncode == 2
     assert "exists already" in refused.stderr
-    done = overnight("quantize", "--output", "small", "--fresh", *FP8)
+    done = overnight("quantize", "--output", "small", "--fresh", "--set", "quantize.promote=current", *FP8)
     assert done.returncode == 0
     assert "accepted" in done.stdout
     report = report_of(output)
     assert report is not None
     assert report["verdict"]["accepted"] is True
     assert report["evaluation"]["rows"] == 200
+    assert (tmp_path / "current").resolve() == output
     assert report["evaluation"]["candidate"]["path"] == str(output)
     assert json.loads((output / "config.json").read_text())["quantization_config"]["format"] == "float-quantized"
     again = overnight("quantize", "--output", "small", *FP8)
