@@ -24,6 +24,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from engine.quantizer_report import REPORT_NAME
+
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf", ".index.json")
 _FOLDERS = ("additional_chat_templates",)
 
@@ -98,17 +100,17 @@ class QuantizedWriter:
         self._put(file, lambda path: save_file(tensors, path, {"format": "pt"}))
         self._write_json(self._record(shard), {"sha256": _digest(file), "said": said})
 
-    def publish(self, source: Path, config: Mapping[str, Any]) -> None:
-        """Add the index, the files of the folder `source` that are no weights, and the config; then be the output."""
+    def publish(self, source: Path, config: Mapping[str, Any], report: Mapping[str, Any]) -> None:
+        """Add the index, the files of `source` that are no weights, the report and the config; then be the output."""
         if self._model != self._output:
-            self._complete(source, config)
+            self._complete(source, config, report)
             if self._output.exists():
                 self._output.rmdir()  # empty, as was checked
             os.rename(self._model, self._output)
             _sync(self._output.parent)
         shutil.rmtree(self._work)
 
-    def _complete(self, source: Path, config: Mapping[str, Any]) -> None:
+    def _complete(self, source: Path, config: Mapping[str, Any], report: Mapping[str, Any]) -> None:
         places: dict[str, str] = {}
         total = 0
         for shard in range(self._shards):
@@ -123,6 +125,7 @@ class QuantizedWriter:
                 shutil.copytree(path, self._model / path.name, dirs_exist_ok=True)
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
         self._write_json(self._model / "model.safetensors.index.json", index)
+        self._write_json(self._model / REPORT_NAME, report)
         self._write_json(self._model / "config.json", config)
 
     def _name(self, shard: int) -> str:

@@ -92,14 +92,15 @@ class Quantizer:
             if rest is None:
                 rest = self._write_rest(stream, files, writer)
             config = self._config | {"quantization_config": scheme.config(_untouched(stream))}
-            writer.publish(self._folder, config)
-        return QuantizationReport(
-            output=str(self.output),
-            layers=tuple(reports),
-            bytes_before=sum(shapes.values()),
-            bytes_after=sum(report.bytes_after for report in reports) + rest["bytes"],
-            seconds=time.monotonic() - started,
-        )
+            report = QuantizationReport(
+                output=str(self.output),
+                layers=tuple(reports),
+                bytes_before=sum(shapes.values()),
+                bytes_after=sum(report.bytes_after for report in reports) + rest["bytes"],
+                seconds=time.monotonic() - started,
+            )
+            writer.publish(self._folder, config, report.model_dump(mode="json"))
+        return report
 
     def _layers(self, stream: LayerStream, work: LayerQuantizer, writer: QuantizedWriter) -> Iterator[LayerReport]:
         """Quantize every layer that is not there yet."""

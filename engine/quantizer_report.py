@@ -1,8 +1,10 @@
-"""What quantizing a checkpoint came to: for each layer and for the whole."""
+"""What quantizing a checkpoint came to: for each layer and for the whole. It lies in the checkpoint's folder, too."""
 
 from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
+
+REPORT_NAME = "quantization-report.json"
 
 
 class LayerReport(BaseModel):

@@ -25,6 +25,7 @@ from flows.infer_command import infer, plan
 from flows.interrupts import take_signals
 from flows.options import Config, Model, Sets, SettingsHelp, given_settings
 from flows.promote_command import promote
+from flows.quantize_command import quantize
 from flows.session import load_flow, start_server
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ ROOT = Path(__file__).parent.parent
 app.command(cls=SettingsHelp)(infer)
 app.command(cls=SettingsHelp)(plan)
 app.command(cls=SettingsHelp)(evaluate)
+app.command(cls=SettingsHelp)(quantize)
 
 
 @app.command()

@@ -131,7 +131,7 @@ def _answer(job: Job, config: Path | None) -> RunReport:
 
 
 def _print(report: RunReport) -> None:
-    from tasks.display import Terminal
+    from tasks.live_display import Terminal
     from tasks.summary import print_summary
 
     with suppress(OSError):  # nobody can see it: that changes nothing in how the run ended

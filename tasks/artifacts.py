@@ -25,19 +25,29 @@ from tasks.summary import RunReport, as_markdown
 
 def start_progress(run_id: str) -> UUID | None:
     """A progress bar of the run's rows, at 0 %; None if the server did not take it."""
-    with _best_effort():
-        artifact = create_progress_artifact(0.0, key="infer-progress", description=f"Rows answered in run {run_id}")
-        assert isinstance(artifact, UUID)
-        return artifact
-    return None
+    return start_bar("infer-progress", f"Rows answered in run {run_id}")
 
 
 def show_progress(artifact: UUID | None, progress: Progress) -> None:
     """Move the bar to the share of rows that are done."""
     total = progress.rows_total
+    move_bar(artifact, 100.0 * progress.rows_done / total if total else 0.0)
+
+
+def start_bar(key: str, description: str) -> UUID | None:
+    """A progress bar at 0 %; None if the server did not take it."""
+    with best_effort():
+        artifact = create_progress_artifact(0.0, key=key, description=description)
+        assert isinstance(artifact, UUID)
+        return artifact
+    return None
+
+
+def move_bar(artifact: UUID | None, percent: float) -> None:
+    """Move a bar of `start_bar`."""
     if artifact is not None:
-        with _best_effort():
-            update_progress_artifact(artifact, min(100.0, 100.0 * progress.rows_done / total) if total else 0.0)
+        with best_effort():
+            update_progress_artifact(artifact, min(100.0, percent))
 
 
 def show_report(report: RunReport) -> None:
@@ -45,7 +55,7 @@ def show_report(report: RunReport) -> None:
     rows = [{"outcome": "ok", "rows": report.ok}]
     rows += [{"outcome": code, "rows": count} for code, count in sorted(report.errors.items())]
     about = f"run {report.run_id}"
-    with _best_effort():
+    with best_effort():
         create_table_artifact(rows, key="infer-rows", description=f"Rows of {about} by outcome")
         create_markdown_artifact(as_markdown(report), key="infer-report", description=f"Report of {about}")
         link = f"file://{report.output}"
@@ -54,7 +64,7 @@ def show_report(report: RunReport) -> None:
 
 def show_evaluation(evaluation: Evaluation) -> None:
     """The figures as text, and where the report is."""
-    with _best_effort():
+    with best_effort():
         markdown = evaluation_markdown(evaluation)
         create_markdown_artifact(
             markdown, key="evaluate-report", description=f"Evaluation of {evaluation.candidate.path}"
@@ -66,7 +76,7 @@ def show_evaluation(evaluation: Evaluation) -> None:
 
 
 @contextmanager
-def _best_effort() -> Iterator[None]:
+def best_effort() -> Iterator[None]:
     """A server that is away for a while costs a picture, not the night."""
     try:
         yield

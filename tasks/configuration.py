@@ -23,6 +23,7 @@ from tasks.settings import Settings, reference
 
 _PASSWORD = re.compile(r"://[^/@\s]*@")
 ENVIRONMENT_PREFIX = "OVERNIGHT_"
+_PATHS = ("path", "dataset", "output", "promote", "reference")
 
 
 def load_settings(
@@ -67,7 +68,7 @@ def _validate(merged: Mapping[str, Mapping[str, Any]], sources: Mapping[str, str
         raise InputError("; ".join(_explain(problem, sources) for problem in error.errors())) from None
     for setting in reference():
         value = merged.get(setting.section, {}).get(setting.key, setting.default)
-        _check_text(setting.name, value, setting.key == "path")
+        _check_text(setting.name, value, setting.key in _PATHS)
         if not setting.built and value != setting.default:
             raise InputError(
                 f"{setting.name} = {value!r} (from {sources[setting.name]}) is not supported yet: leave it unset"

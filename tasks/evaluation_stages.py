@@ -13,13 +13,13 @@ from prefect.cache_policies import NO_CACHE
 from data.drawn_rows import DrawnRows, draw_rows
 from data.durable import digest_file, move, stage
 from data.errors import InputError, RunError
-from tasks.display import Terminal, print_line
 from tasks.evaluation import Evaluation
 from tasks.evaluation_answers import read_answers
 from tasks.evaluation_job import RECORD, REPORT, EvaluationJob
 from tasks.evaluation_texts import texts_of
 from tasks.figures import plural
 from tasks.likelihood import measure_likelihoods
+from tasks.live_display import Terminal, print_line
 from tasks.measured import measured_of
 from tasks.milestones import milestone
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
-from data.settings import InputSettings, JobSettings, OutputSettings, Section
+from data.settings import InputSettings, JobSettings, OutputSettings, Section, no_credentials
+from engine.quantizer_settings import BITS, QuantizerSettings
 from engine.settings import EngineSettings, ModelSettings, SamplingSettings
 from tasks.moment import parse
 
@@ -64,6 +65,59 @@ class ScheduleSettings(Section):
         return deadline
 
 
+class QuantizeSettings(Section):
+    """How `overnight quantize` makes a smaller checkpoint, and when that is good enough."""
+
+    method: Literal["awq", "rtn", "fp8", "int8"] = Field(
+        "awq", description="awq and rtn (round to nearest) give int4 weights; fp8 and int8 round activations too."
+    )
+    bits: int | None = Field(None, description="Bits of a weight; if not set 4 for awq and rtn, 8 for fp8 and int8.")
+    group_size: int = Field(128, description="Inputs of an int4 group, which share a scale: 128, 64 or 32.")
+    symmetric: bool = Field(False, description="Int4 levels lie around zero, without zero points.")
+    static_activations: bool = Field(
+        False, description="fp8: one calibrated activation scale a layer, not one a token."
+    )
+    dataset: str | None = Field(
+        None, description="Rows to calibrate with, as input.path takes them; the job's own rows if not set."
+    )
+    rows: int = Field(128, ge=8, description="Rows to calibrate with, drawn at random.")
+    max_tokens: int = Field(512, ge=1, description="Tokens of a calibration row; longer ones are cut.")
+    output: str | None = Field(
+        None, description="Folder of the new checkpoint; beside the model, or in ./models for a hub id, if not set."
+    )
+    gate: bool = Field(True, description="Compare with the original on rows not calibrated with, and refuse a loss.")
+    max_loss: float = Field(
+        0.02, ge=0, description="Most that accuracy may fall, or perplexity grow where no right answers are known."
+    )
+    promote: str | None = Field(
+        None, description="A pointer (overnight promote) to move to the checkpoint once it is published."
+    )
+
+    @model_validator(mode="after")
+    def _supported(self) -> QuantizeSettings:
+        needed = BITS[self.method]
+        if self.bits not in (None, needed):
+            raise ValueError(
+                f"quantize.bits = {self.bits} is not supported by quantize.method = {self.method!r}: use {needed}"
+            )
+        if self.group_size not in (32, 64, 128):
+            raise ValueError(f"quantize.group_size = {self.group_size} is not supported: use 128, 64 or 32")
+        if self.static_activations and self.method != "fp8":
+            raise ValueError(f"quantize.static_activations is for quantize.method = 'fp8', not {self.method!r}")
+        return self
+
+    @field_validator("dataset")
+    @classmethod
+    def _no_credentials(cls, dataset: str | None) -> str | None:
+        return None if dataset is None else no_credentials(dataset)
+
+    def quantizer(self) -> QuantizerSettings:
+        """What the engine is told of it."""
+        names = ("group_size", "symmetric", "static_activations")
+        given = {name: getattr(self, name) for name in names}
+        return QuantizerSettings.model_validate({"quant_method": self.method, "bits": BITS[self.method], **given})
+
+
 class EvaluateSettings(Section):
     """How `overnight evaluate` measures model.path."""
 
@@ -104,6 +158,7 @@ class Settings(Section):
     output: OutputSettings = Field(default_factory=lambda: OutputSettings())
     cache: CacheSettings = Field(default_factory=lambda: CacheSettings())
     schedule: ScheduleSettings = Field(default_factory=lambda: ScheduleSettings())
+    quantize: QuantizeSettings = Field(default_factory=lambda: QuantizeSettings())
     evaluate: EvaluateSettings = Field(default_factory=lambda: EvaluateSettings())
 
 

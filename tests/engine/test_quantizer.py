@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from engine.awq_search import rounded_inputs
 from engine.model import load_model
 from engine.quantizer import Quantizer
-from engine.quantizer_report import QuantizationReport
+from engine.quantizer_report import REPORT_NAME, QuantizationReport
 from engine.quantizer_schemes import scheme_of
 from engine.quantizer_settings import QuantizerSettings
 from tests.engine.conftest import VOCABULARY
@@ -116,6 +116,7 @@ def test_the_report_and_the_sizes(tmp_path: Path) -> None:
     ).apply()
     output = tmp_path / "model-rtn-int4-g128"
     assert report.output == str(output)
+    assert QuantizationReport.model_validate_json((output / REPORT_NAME).read_bytes()) == report
     assert told == [(layer, 4) for layer in range(4)]
     assert report.linear_bytes_after <= 0.27 * report.linear_bytes_before
     before, files = load_file(source / "model.safetensors"), sorted(output.glob("*.safetensors"))

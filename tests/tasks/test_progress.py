@@ -13,8 +13,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from rich.console import Console
 
-from tasks.display import Display, Terminal, progress_line
+from tasks.display import Display, progress_line
 from tasks.figures import duration, numbers, share, short, size
+from tasks.live_display import Terminal
 from tasks.milestones import milestone
 from tasks.progress import Progress
 from tasks.progress_table import progress_table

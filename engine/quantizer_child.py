@@ -1,0 +1,32 @@
+"""The inside of the quantizer's process (engine.quantizer_process): an order in; layers, then the outcome, out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from engine.child import Mailbox
+from engine.importing import without_collections
+from engine.quantizer_process import QuantizerOrder, read_rows
+from engine.quantizer_report import LayerReport
+
+
+def serve(mailbox: Mailbox) -> None:
+    """Quantize what the first message orders."""
+    order = QuantizerOrder.model_validate(mailbox.receive(wait=True))
+    with without_collections():
+        from engine.quantizer import Quantizer
+
+    def progress(layer: LayerReport, layers: int) -> None:
+        mailbox.send({"layer": layer.model_dump(mode="json"), "layers": layers})
+
+    try:
+        quantizer = Quantizer(
+            order.model,
+            **order.settings.model_dump(),
+            calibration=read_rows(Path(order.calibration)),
+            output=order.output,
+            progress=progress,
+        )
+        mailbox.send({"done": quantizer.apply().model_dump(mode="json")})
+    except ValueError as error:
+        mailbox.send({"error": str(error)})
