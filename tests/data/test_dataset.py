@@ -341,6 +341,17 @@ def test_a_change_while_reading_is_noticed(kind: str, request: pytest.FixtureReq
         list(chunks)
 
 
+def test_bytes_that_change_without_a_trace_are_noticed_when_they_are_read(jsonl_folder: Path) -> None:
+    dataset = opened(jsonl_folder)
+    dataset.fingerprint()
+    path = jsonl_folder / "a.jsonl"
+    status, content = path.stat(), path.read_bytes()
+    path.write_bytes(content.replace(b"row 5000", b"row 5001"))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with pytest.raises(RunError, match=r"a\.jsonl changed during the run"):
+        rows(dataset)
+
+
 def test_a_change_before_reading_is_noticed_though_little_is_read(jsonl_folder: Path) -> None:
     dataset = opened(jsonl_folder, limit=5)
     dataset.fingerprint()

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data.errors import RunError
 from data.jsonl import MAX_DEPTH, JsonlChunk, Line, group_lines, parse_line, split_lines
 from data.rows import BadRow
 
@@ -191,3 +192,11 @@ def test_groups_are_bounded_in_rows_and_bytes() -> None:
     assert [len(group) for group in group_lines(small)] == [8192, 8192, 3616]
     large = [Line(b"x" * (9 << 20), n, 0, True) for n in range(4)]
     assert [len(group) for group in group_lines(large)] == [2, 2]
+
+
+@pytest.mark.parametrize("value", [b'"SECRET"', b"99999999999999999999", b"[1]"])
+def test_a_value_that_is_not_of_the_planned_type_is_named_by_its_column(value: bytes) -> None:
+    chunk = JsonlChunk([Line(b'{"a": ' + value + b"}", 1, 0, True)], "x.jsonl", ())
+    with pytest.raises(RunError, match=r"x\.jsonl: column 'a' does not fit its planned type") as caught:
+        chunk.arrow(pa.schema([("a", pa.int64())]))
+    assert "SECRET" not in str(caught.value)
