@@ -88,9 +88,10 @@ def cell(estimate: Estimate | None, style: Style) -> Cell:
 
 def _percent(value: float) -> str:
     """Says 0 or 100 only of exactly none or all."""
-    shown = f"{100 * value:.1f}"
-    misleads = (shown == "100.0" and value < 1) or (shown == "0.0" and value > 0)
-    return f"{100 * value:.3f}" if misleads else shown
+    percent = 100 * value
+    shown = f"{percent:.1f}"
+    misleads = 0 < value < 1 and shown in ("0.0", "100.0")
+    return f"{min(99.99, max(0.01, percent)):.2f}" if misleads else shown
 
 
 def _signed(value: float) -> str:

@@ -74,7 +74,6 @@ def _load(settings: Settings, device_name: str) -> PreTrainedModel:
         settings.model.path,
         dtype=resolve_dtype(engine.dtype, device),
         device=device,
-        revision=settings.model.revision,
         trust_remote_code=settings.model.trust_remote_code,
         packed=True,
     )
