@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from data.checkpoint import Checkpoint
 from data.errors import InputError, RunError
 from data.pointer import promote
-from engine.quantizer_process import QuantizationFailed, quantize_in_child
+from engine.quantizer_process import QuantizationFailed, quantize_in_children
 from engine.quantizer_report import LayerReport, QuantizationReport
 from tasks.evaluation import Evaluation
 from tasks.figures import plural
@@ -131,7 +131,14 @@ def _make(job: QuantizationJob, told: Callable[[float], object]) -> None:
             progress.tell({"event": "warning", "message": warning})
         while not turn.ours():
             time.sleep(LOOK_SECONDS)
-        quantize_in_child(job.checkpoint.folder, job.place.candidate, job.quantizer, job.calibration.ids, hear)
+        quantize_in_children(
+            job.checkpoint.folder,
+            job.place.candidate,
+            job.quantizer,
+            job.calibration.ids,
+            hear,
+            [placement.environment(index) for index in range(placement.workers)] if placement.gpus else [{}],
+        )
 
 
 def publish(work: OpenQuantization, evaluation: Evaluation | None) -> None:

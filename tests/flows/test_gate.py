@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from engine.quantizer_process import quantize_in_child
+from engine.quantizer_process import quantize_in_children
 from tasks.configuration import load_settings
 from tasks.quantization import opened
 from tasks.quantization_job import prepare
@@ -42,7 +42,7 @@ def plant(config: Path, output: Path) -> None:
     settings = load_settings(config, {"quantize": {"output": str(output)}}, environment={})
     job = prepare(settings, fresh=True, started=datetime.now())
     with opened(job):
-        quantize_in_child(
+        quantize_in_children(
             job.checkpoint.folder,
             job.place.candidate,
             settings.quantize.quantizer(),
