@@ -38,6 +38,11 @@ def fits_unpacked(model: PreTrainedModel, itemsize: int, settings: EngineSetting
     return needed + working_bytes(model, settings, positions) <= budget
 
 
+def weight_bytes(model: PreTrainedModel) -> int:
+    """Bytes of the model's tensors as they are held, tied ones once."""
+    return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+
+
 def growth(model: PreTrainedModel, itemsize: int) -> int:
     """Bytes by which the model grows when its int4 weights are unpacked to `itemsize` bytes each."""
     layers = [module for module in model.modules() if isinstance(module, Int4Linear)]

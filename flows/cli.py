@@ -115,7 +115,11 @@ def doctor(config: Config = None, sets: Sets = None, model: Model = None) -> Non
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
 def bench(context: typer.Context) -> None:
-    """Measure the engine on fixed workloads; `overnight bench --help` lists the options of `python -m engine.bench`."""
+    """Measure the engine on fixed workloads, or with --choose which precision suits a job; both have a --help."""
+    if "--choose" in context.args:
+        from flows.choose_command import choose
+
+        return choose([word for word in context.args if word != "--choose"])
     from engine.bench_settings import parse
 
     settings = parse(context.args, "overnight bench")

@@ -6,10 +6,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from data.destination import destination
 from data.errors import RunError
@@ -61,11 +63,16 @@ class Answers:
 
 def read_answers(job: EvaluationJob, name: Name) -> Answers:
     """The published answers of a model, in the order of the rows. RunError if there are none."""
-    target = destination(job.answers(name))
+    return published_answers(job.answers(name), results_of(job.settings, job.job.checkpoint))
+
+
+def published_answers(path: Path, results: pa.Schema) -> Answers:
+    """The answers published at a path, in the order of the rows. RunError if there is no complete result."""
+    target = destination(path)
     manifest = target.read_manifest()
     if manifest is None or not manifest.complete:
-        raise RunError(f"{job.answers(name)} is no complete result")
-    added = added_schema(results_of(job.settings, job.job.checkpoint), manifest.prefix)
+        raise RunError(f"{path} is no complete result")
+    added = added_schema(results, manifest.prefix)
     texts: list[str | None] = []
     ended: list[bool] = []
     for table in added_tables(target, manifest, added):

@@ -48,11 +48,15 @@ def evaluation_of(measured: Measured, report: str) -> Evaluation:
 
 def share(flags: Flags) -> Estimate | None:
     """The share of rows that are so, with Wilson's interval; None of no rows."""
-    if not len(flags):
+    return share_of(int(flags.sum()), len(flags))
+
+
+def share_of(count: int, rows: int) -> Estimate | None:
+    """The same of a count."""
+    if not rows:
         return None
-    count = int(flags.sum())
-    interval = binomtest(count, len(flags)).proportion_ci(CONFIDENCE, method="wilson")
-    return Estimate(value=count / len(flags), low=float(interval.low), high=float(interval.high))
+    interval = binomtest(count, rows).proportion_ci(CONFIDENCE, method="wilson")
+    return Estimate(value=count / rows, low=float(interval.low), high=float(interval.high))
 
 
 def _scores(measured: Measured, rows: Flags) -> tuple[ModelScores, ...]:

@@ -274,9 +274,18 @@ def main(mailbox: Mailbox) -> None:
         print(failed, flush=True)
         mailbox.send({"event": "refused", "message": str(failed), "canary": True, "certain": failed.certain})
         return
+    from engine.footprint import weight_bytes
     from engine.weight_sums import WeightWatch
 
     watch = WeightWatch(built.model)
     seconds = time.monotonic() - started
-    mailbox.send({"event": "ready", "seconds": seconds, "device": order.device, "precision": built.precision})
+    mailbox.send(
+        {
+            "event": "ready",
+            "seconds": seconds,
+            "device": order.device,
+            "precision": built.precision,
+            "weight_bytes": weight_bytes(built.model),
+        }
+    )
     Worker(mailbox, order, built.engine, table, context, watch).serve()

@@ -1,0 +1,74 @@
+"""`overnight bench --choose`: the choose flow in this process, with its figures on the screen."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+from contextlib import ExitStack
+from datetime import datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flows.cli import Config, Input, Model, Sets, SettingsHelp, _exit_status, _settings
+from flows.session import load_flow, start_server
+
+if TYPE_CHECKING:
+    from tasks.choice import Choice
+
+Int4 = Annotated[
+    str | None, typer.Option("--int4", help="A checkpoint with int4 weights; one is made if not given.", metavar="PATH")
+]
+Rows = Annotated[int, typer.Option("--rows", help="Rows of the input to measure on, drawn at random.", min=1)]
+Repeats = Annotated[int, typer.Option("--repeats", help="Runs of each precision that count.", min=1)]
+Output = Annotated[Path, typer.Option("--output", help="The JSON file for the figures.", metavar="FILE")]
+
+_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+
+def choose(arguments: Sequence[str]) -> None:
+    """Run the command with the arguments beside --choose; ends the program."""
+    _app(args=list(arguments), prog_name="overnight bench --choose")
+
+
+@_app.command(cls=SettingsHelp)
+def _choose(
+    config: Config = None,
+    sets: Sets = None,
+    input_path: Input = None,
+    model: Model = None,
+    int4: Int4 = None,
+    rows: Rows = 1000,
+    repeats: Repeats = 3,
+    output: Output = Path("choice.json"),
+) -> None:
+    """Measure in which precision a job is best run: without quantization, in FP8 or in int4."""
+    from rich.console import Console
+
+    from tasks.choice_job import CHECKED, ChoiceOptions, prepared_choice
+    from tasks.choice_screen import print_choice
+
+    with _exit_status(), ExitStack() as stack:
+        settings = _settings(config, sets, input_path, None, model, None)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        options = ChoiceOptions(output, int4, rows, repeats)
+        CHECKED.set(stack.enter_context(prepared_choice(settings, options, datetime.now())))
+        print_choice(_run(stack), output.absolute(), Console())
+
+
+def _run(stack: ExitStack) -> Choice:
+    """Run the flow on the configured Prefect server or on one of its own."""
+    from data.errors import RunError
+
+    server = start_server(stack, Path(stack.enter_context(TemporaryDirectory(prefix="overnight-choose-"))))
+    flow = load_flow("choose", stack, server)
+    from httpx import HTTPError
+    from prefect.exceptions import PrefectException
+
+    try:
+        choice: Choice = flow(config="")
+    except (PrefectException, HTTPError) as error:
+        raise RunError(f"Prefect failed: {error}") from error
+    return choice
