@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Sequence
 from contextlib import ExitStack
 from datetime import datetime
@@ -12,7 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.cli import Config, Input, Model, Sets, SettingsHelp, _exit_status, _settings
+from flows.exits import exit_status
+from flows.interrupts import take_signals
+from flows.options import Config, Input, Model, Sets, SettingsHelp, given_settings
 from flows.session import load_flow, start_server
 
 if TYPE_CHECKING:
@@ -50,9 +51,9 @@ def _choose(
     from tasks.choice_job import CHECKED, ChoiceOptions, prepared_choice
     from tasks.choice_screen import print_choice
 
-    with _exit_status(), ExitStack() as stack:
-        settings = _settings(config, sets, input_path, None, model, None)
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with exit_status(), ExitStack() as stack:
+        settings = given_settings(config, sets, input_path=input_path, model=model)
+        take_signals()
         options = ChoiceOptions(output, int4, rows, repeats)
         CHECKED.set(stack.enter_context(prepared_choice(settings, options, datetime.now())))
         print_choice(_run(stack), output.absolute(), Console())

@@ -13,7 +13,7 @@ from data.drawn_rows import draw_rows
 from data.durable import move, stage
 from data.errors import InputError, RunError
 from data.published import published
-from engine.quantizer_process import QuantizationFailed, quantize_in_child
+from engine.quantizer_process import QuantizationFailed, quantize_in_children
 from engine.quantizer_report import LayerReport
 from tasks.artifacts import best_effort
 from tasks.calibration_rows import calibration_rows
@@ -64,7 +64,7 @@ def make_int4(job: ChoiceJob) -> str | None:
 
     try:
         rows = calibration_rows(job.settings, job.job.checkpoint)
-        quantize_in_child(job.job.checkpoint.folder, job.scratch / INT4, job.quantizer, rows.ids, hear)
+        quantize_in_children(job.job.checkpoint.folder, job.scratch / INT4, job.quantizer, rows.ids, hear)
     except (ValueError, QuantizationFailed) as error:  # InputError is a ValueError
         return str(error)
     return None
