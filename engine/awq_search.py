@@ -38,6 +38,7 @@ class InputStatistics:
         """group: inputs of a group whose Gram matrix is wanted; None for none."""
         self._tokens = 0
         self._total = torch.zeros(inputs, device=device)
+        self._squares = torch.zeros(inputs, device=device)
         self.largest = torch.zeros((), device=device)
         self.gram = None if group is None else torch.zeros(inputs // group, group, group, device=device)
 
@@ -46,6 +47,7 @@ class InputStatistics:
         x = x.detach().reshape(-1, x.shape[-1]).float()
         self._tokens += len(x)
         self._total += x.abs().sum(0)
+        self._squares += x.square().sum(0)
         self.largest = torch.maximum(self.largest, x.abs().max())
         if self.gram is not None:
             grouped = x.view(len(x), *self.gram.shape[:2]).transpose(0, 1)
@@ -63,9 +65,15 @@ class InputStatistics:
         """[in]: the mean magnitude of each input."""
         return self._total / max(1, self._tokens)
 
+    @property
+    def norm(self) -> Tensor:
+        """[in]: the 2-norm of each input over all tokens."""
+        return self._squares.sqrt()
+
     def divide(self, scales: Tensor) -> None:
         """Have it as if the inputs had been divided by `scales` [in]."""
         self._total /= scales
+        self._squares /= scales.square()
         if self.gram is not None:
             grouped = scales.view(self.gram.shape[:2])
             self.gram /= grouped[:, :, None] * grouped[:, None, :]

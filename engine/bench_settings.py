@@ -32,8 +32,10 @@ class BenchSettings(Section):
         description="decode, label or prefill, with a number of rows and a seed: decode:1024, label:4096:seed3.",
     )
     model: str = Field("r1-7b", description="A named shape (r1-7b, qwen3-0.6b), a config.json, or a folder with one.")
-    quant: Literal["bf16", "fp8", "awq", "awq-packed"] = Field(
-        "bf16", description="The weights; bf16 is float32 on CPU, awq-packed is awq kept in 4 bits."
+    quant: Literal["bf16", "fp8", "fp8-2:4", "awq", "awq-packed"] = Field(
+        "bf16",
+        description="The weights; bf16 is float32 on CPU, fp8-2:4 is fp8 with half of the MLP's zero, awq-packed is "
+        "awq kept in 4 bits.",
     )
     kv_dtype: Literal["auto", "fp8"] = Field("auto", description="Number format of the KV cache; auto is the model's.")
     lengths: Literal["known", "hidden"] = Field(

@@ -22,6 +22,7 @@ from engine.bench_settings import BenchSettings
 from engine.floor import Ceilings, floor_seconds, measure_ceilings, model_cost
 from engine.generation import Generator
 from engine.model import resolve_dtype
+from engine.pruning import prune_model
 from engine.random_model import build_random_model, read_config
 from engine.request import Request
 from engine.settings import EngineSettings, SamplingSettings
@@ -30,7 +31,7 @@ from engine.workloads import VOCABULARY, Row, Workload
 
 # Bytes of a weight; int4 has a bfloat16 scale and a zero point of 4 bits for each group of 128.
 _INT4 = 0.5 + 2.5 / 128
-_QUANTIZED_BYTES = {"fp8": 1.0, "awq": _INT4, "awq-packed": _INT4}
+_QUANTIZED_BYTES = {"fp8": 1.0, "fp8-2:4": 1.0, "awq": _INT4, "awq-packed": _INT4}
 
 
 def bench(settings: BenchSettings, progress: Callable[[str], None]) -> Iterator[dict[str, Any]]:
@@ -76,8 +77,10 @@ class Subject:
         if settings.quant != "bf16":
             from engine.precision import quantize
 
+            if settings.quant == "fp8-2:4":
+                prune_model(self._model)
             packed = settings.quant == "awq-packed"
-            quantize(self._model, settings.quant.removesuffix("-packed"), (lambda *_: False) if packed else None)
+            quantize(self._model, settings.quant.partition("-")[0], (lambda *_: False) if packed else None)
         self._hidden = HiddenLengths() if settings.lengths == "hidden" else None
         self._ready: Generator | None = self._generator(Workload.parse(settings.workloads[0]))
         if self._device.type == "cuda":

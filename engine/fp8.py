@@ -17,8 +17,8 @@ from transformers import PreTrainedModel
 FP8 = torch.float8_e4m3fn
 MAX = torch.finfo(FP8).max
 _TINY = 1e-12
-# torch._scaled_mm wants dimensions that these divide.
-_MULTIPLE = 16
+MULTIPLE = 16
+"""torch._scaled_mm wants outputs and inputs that this divides, sparse products rows."""
 
 
 class Rounded(NamedTuple):
@@ -89,7 +89,7 @@ def product(x: Rounded, weight: Rounded, bias: Tensor | None, dtype: torch.dtype
 
 def fits_fp8(outputs: int, inputs: int) -> bool:
     """Whether a weight [outputs, inputs] can be multiplied in 8 bits."""
-    return outputs % _MULTIPLE == 0 and inputs % _MULTIPLE == 0
+    return outputs % MULTIPLE == 0 and inputs % MULTIPLE == 0
 
 
 def supports_fp8(device: torch.device) -> bool:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from engine.awq_folds import Fold, find_folds
 from engine.awq_search import InputStatistics, ScaleSearch, kept_ranges, rounded_inputs
 from engine.layer_stream import Activations, LayerStream
+from engine.pruning import MLP, prune
 from engine.quantizer_report import LayerReport
 from engine.quantizer_schemes import Float8, Int4, Scheme
 from engine.quantizer_settings import QuantizerSettings
@@ -61,19 +62,18 @@ class LayerQuantizer:
         with self._stream.layer(index) as layer:
             linears = {name: module for name, module in layer.named_modules() if isinstance(module, nn.Linear)}
             seen, outputs = self._observe(index, linears, entries)
-            before = self._error(index, linears, {}, seen, entries, outputs)
-            folds = 0
+            self._prune(linears, seen)
+            folds, before = 0, None
             if self._settings.searches:
+                before = self._error(index, linears, {}, seen, entries, outputs)
                 self._stream.load(index)
                 folds = self._fold(index, seen, entries)
-            elif before is not None:
-                self._stream.load(index)
             kept = self._kept(linears, seen)
             tensors = self._tensors(index, linears, kept, seen)
-            after = self._error(index, linears, kept, seen, entries, outputs) if self._settings.searches else before
+            after = self._error(index, linears, kept, seen, entries, outputs)
         report = LayerReport(
             layer=index,
-            error_before=before,
+            error_before=before if self._settings.searches else after,
             error_after=after,
             folds=folds,
             linear_bytes_before=sum(
@@ -110,6 +110,12 @@ class LayerQuantizer:
         for statistics in seen.values():
             statistics.gather(self._team)
         return seen, outputs
+
+    def _prune(self, linears: dict[str, nn.Linear], seen: _Statistics) -> None:
+        """Have the weights pruned, where they are to be."""
+        if self._settings.prunes:
+            for name in MLP:
+                prune(linears[name].weight, seen[name].norm)
 
     def advance_loaded(self, index: int, entries: Sequence[Activations]) -> list[Tensor]:
         """The outputs of a layer that holds its weights."""

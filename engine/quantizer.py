@@ -26,6 +26,7 @@ from engine.layer_quantizer import LayerQuantizer
 from engine.layer_stream import Activations, LayerStream
 from engine.model import resolve_dtype
 from engine.packing import pack
+from engine.pruning import mlp
 from engine.quantized_writer import QuantizedWriter
 from engine.quantizer_report import LayerReport, QuantizationReport
 from engine.quantizer_schemes import Scheme, scheme_of
@@ -57,7 +58,7 @@ class Quantizer:
 
     Raises ValueError, naming what is wrong and what would do, for settings that are not supported, for rows that are
     missing or hold ids beyond the vocabulary, for a model that is quantized already or of an architecture that cannot
-    be, and for layers that the groups do not divide.
+    be, and for layers that the groups do not divide or that cannot be pruned.
     """
 
     def __init__(
@@ -126,9 +127,30 @@ class Quantizer:
         self._check_rows(stream)
         shapes, stored = _tensors(files, stream)
         scheme = scheme_of(self.settings, _check_linears(stream, stored, self.settings))
+<<<<<<< HEAD
         calibrated = bool(self._rows)
         layers = LayerQuantizer(stream, self.settings, scheme, stored, calibrated=calibrated, team=self._team)
         return _Work(files, dtype, stream, scheme, layers, sum(shapes.values()))
+=======
+        if self.settings.prunes:
+            self._check_mlps(stream)
+        layers = len(stream.layers)
+        with QuantizedWriter(self.output, layers + 1, self._identity(files, dtype)) as writer:
+            work = LayerQuantizer(stream, self.settings, scheme, stored)
+            reports = list(self._layers(stream, work, writer))
+            rest = writer.finished(layers)
+            if rest is None:
+                rest = self._write_rest(stream, files, writer)
+            config = self._config | {"quantization_config": scheme.config(_untouched(stream))}
+            writer.publish(self._folder, config)
+        return QuantizationReport(
+            output=str(self.output),
+            layers=tuple(reports),
+            bytes_before=sum(shapes.values()),
+            bytes_after=sum(report.bytes_after for report in reports) + rest["bytes"],
+            seconds=time.monotonic() - started,
+        )
+>>>>>>> sparsity
 
     def _layers(self, work: _Work, writer: QuantizedWriter | None) -> Iterator[LayerReport]:
         """Quantize every layer that is not there yet; the first of the team has the writer, which knows."""
@@ -178,9 +200,8 @@ class Quantizer:
 
     def _check_rows(self, stream: LayerStream) -> None:
         if self.settings.calibrated and not self._rows:
-            raise ValueError(
-                f"quant_method = {self.settings.quant_method!r} needs calibration rows, and there are none"
-            )
+            setting = "sparsity = '2:4'" if self.settings.prunes else f"quant_method = {self.settings.quant_method!r}"
+            raise ValueError(f"{setting} needs calibration rows, and there are none")
         config = stream.whole.config.get_text_config()
         longest = getattr(config, "max_position_embeddings", None)
         for number, row in enumerate(self._rows):
@@ -190,6 +211,16 @@ class Quantizer:
                 raise ValueError(f"calibration row {number} has token ids beyond the vocabulary of {config.vocab_size}")
             if longest is not None and len(row) > longest:
                 raise ValueError(f"calibration row {number} has {len(row)} tokens, more than the model's {longest}")
+
+    def _check_mlps(self, stream: LayerStream) -> None:
+        for index, layer in enumerate(stream.layers):
+            try:
+                mlp(layer)
+            except ValueError as error:
+                raise ValueError(
+                    f"{stream.name(index)} of model_path {self._folder} {error}, which sparsity = '2:4' prunes; "
+                    f"use sparsity = 'none'"
+                ) from None
 
     def _identity(self, files: Sequence[str], dtype: torch.dtype) -> dict[str, Any]:
         """What decides the bytes of the output."""

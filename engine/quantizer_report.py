@@ -16,7 +16,9 @@ class LayerReport(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     layer: int
-    error_before: float | None  # |rounded - exact| / |exact|, rounded to nearest; None without calibration rows
+    error_before: (
+        float | None
+    )  # |rounded - exact| / |exact|, pruned if asked and rounded; None without calibration rows
     error_after: float | None  # the same, after the search
     folds: int  # places where scales were moved
     linear_bytes_before: int  # of the linears' weights, as they are stored

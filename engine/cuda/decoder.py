@@ -21,12 +21,16 @@ from engine.paged import PagedKV
 class FusedDecoder:
     """The forward pass of a decoder whose structure is known, for models that recipe.choose accepts."""
 
-    def __init__(self, model: PreTrainedModel, kv: PagedKV, positions: int, *, invariant: bool = False) -> None:
+    def __init__(
+        self, model: PreTrainedModel, kv: PagedKV, positions: int, *, invariant: bool = False, repeatable: bool = True
+    ) -> None:
         """positions: most positions of a sequence; invariant: whether a token's logits are the same in any batch.
+
+        repeatable: as for FusedLayers.
 
         Raises ValueError where the model is no such decoder.
         """
-        self._layers = FusedLayers(model, invariant=invariant)
+        self._layers = FusedLayers(model, invariant=invariant, repeatable=repeatable)
         self._head = Projection([head(model)], model.dtype, invariant=invariant)
         self._kv = kv
         # Positions beyond the steady ones are only ever those of the rows that fill a batch up.

@@ -3,7 +3,7 @@
 Norms add the residual first, as every pre-norm decoder does; the rotary kernel also normalises queries and keys where
 the architecture does, and writes keys and values straight into the paged cache where there is one. The results are
 rounded where transformers' modules round them. Outputs that are `quantized` have each token's activations in 8 bits
-with one scale, for engine.fp8's products.
+with one scale, for engine.fp8's products. Products of engine.cuda.sparse come with scales that are multiplied in first.
 
 Legend of shapes: T tokens, N hidden size, I intermediate size, H query heads, K key heads, D head size.
 """
@@ -24,48 +24,59 @@ from engine.cuda.elementwise_kernels import (
     silu_round_kernel,
     widen_kernel,
 )
-from engine.fp8 import FP8, Rounded
+from engine.cuda.sparse import Scaled
+from engine.fp8 import FP8, MULTIPLE, Rounded
 from engine.paged import BLOCK
 
 Activations = Tensor | Rounded
+Product = Tensor | Scaled
 
 # Powers of two that a long row is made of at most; one alone would be filled to little more than a half.
 _PARTS = 4
 
 
 def _rounded(tokens: int, size: int, device: torch.device) -> Rounded:
-    return Rounded(
-        torch.empty(tokens, size, dtype=FP8, device=device), torch.empty(tokens, 1, dtype=torch.float32, device=device)
-    )
+    """Room for the tokens' values and scales, and behind the values for those that sparse products fill up with."""
+    room = torch.empty(triton.cdiv(tokens, MULTIPLE) * MULTIPLE, size, dtype=FP8, device=device)
+    return Rounded(room[:tokens], torch.empty(tokens, 1, dtype=torch.float32, device=device))
 
 
-def add_norm(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, *, quantized: bool) -> Activations:
+def _apart(product: Product) -> tuple[Tensor, Tensor, Tensor]:
+    """A product's values and its scales, or tensors in their place."""
+    return product if isinstance(product, Scaled) else (product, product, product)
+
+
+def add_norm(x: Product, residual: Tensor | None, weight: Tensor, eps: float, *, quantized: bool) -> Activations:
     """RMS norm of x [T, N], after `residual` [T, N] is added to it where given; `residual` becomes that sum."""
+    x, rows, columns = _apart(x)
     tokens, size = x.shape
     out = _rounded(tokens, size, x.device) if quantized else torch.empty_like(x)
     values, scales = (out.values, out.scales) if isinstance(out, Rounded) else (out, out)
     width = triton.next_power_of_2(size)
     norm_kernel[(tokens,)](
-        x, x if residual is None else residual, weight, values, scales, size, eps,
-        ADD=residual is not None, FP8=quantized, WIDTH=width, num_warps=_warps(width),
+        x, rows, columns, x if residual is None else residual, weight, values, scales, size, eps,
+        SCALED=rows is not x, ADD=residual is not None, FP8=quantized, WIDTH=width, num_warps=_warps(width),
     )  # fmt: skip
     return out
 
 
-def silu_multiply(x: Tensor, *, quantized: bool) -> Activations:
+def silu_multiply(x: Product, *, quantized: bool) -> Activations:
     """silu(gate) * up [T, I] of x [T, 2 I], gate first."""
+    x, rows, columns = _apart(x)
     tokens, size = x.shape[0], x.shape[1] // 2
     if quantized:
         rounded = _rounded(tokens, size, x.device)
         width = triton.next_power_of_2(triton.cdiv(size, _PARTS))
         silu_round_kernel[(tokens,)](
-            x, rounded.values, rounded.scales, size,
-            WIDTH=width, PARTS=triton.cdiv(size, width), num_warps=_warps(width),
+            x, rows, columns, rounded.values, rounded.scales, size,
+            SCALED=rows is not x, WIDTH=width, PARTS=triton.cdiv(size, width), num_warps=_warps(width),
         )  # fmt: skip
         return rounded
     out = torch.empty(tokens, size, dtype=x.dtype, device=x.device)
     width = min(triton.next_power_of_2(size), 2048)
-    silu_multiply_kernel[(tokens, triton.cdiv(size, width))](x, out, size, WIDTH=width, num_warps=_warps(width))
+    silu_multiply_kernel[(tokens, triton.cdiv(size, width))](
+        x, rows, columns, out, size, SCALED=rows is not x, WIDTH=width, num_warps=_warps(width)
+    )
     return out
 
 

@@ -11,12 +11,14 @@ _TINY = tl.constexpr(1e-12)
 
 
 @triton.jit
-def norm_kernel(x_ptr, residual_ptr, weight_ptr, out_ptr, scale_ptr, size, eps,
-          ADD: tl.constexpr, FP8: tl.constexpr, WIDTH: tl.constexpr):  # fmt: skip
+def norm_kernel(x_ptr, row_ptr, column_ptr, residual_ptr, weight_ptr, out_ptr, scale_ptr, size, eps,
+          SCALED: tl.constexpr, ADD: tl.constexpr, FP8: tl.constexpr, WIDTH: tl.constexpr):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
     lane = tl.arange(0, WIDTH)
     inside = lane < size
     x = tl.load(x_ptr + token * size + lane, mask=inside, other=0.0).to(tl.float32)
+    if SCALED:
+        x *= tl.load(row_ptr + token) * tl.load(column_ptr + lane, mask=inside, other=0.0)
     if ADD:
         x += tl.load(residual_ptr + token * size + lane, mask=inside, other=0.0).to(tl.float32)
         rounded = x.to(residual_ptr.dtype.element_ty)
@@ -35,30 +37,36 @@ def norm_kernel(x_ptr, residual_ptr, weight_ptr, out_ptr, scale_ptr, size, eps,
 
 
 @triton.jit
-def _gated(gate_ptr, lane, size):
+def _gated(gate_ptr, row_ptr, column_ptr, lane, size, SCALED: tl.constexpr):
     """silu(gate) * up of part of a row, gates first."""
     inside = lane < size
     gate = tl.load(gate_ptr + lane, mask=inside, other=0.0).to(tl.float32)
     up = tl.load(gate_ptr + size + lane, mask=inside, other=0.0)
+    if SCALED:
+        row = tl.load(row_ptr)
+        gate *= row * tl.load(column_ptr + lane, mask=inside, other=0.0)
+        up = (up.to(tl.float32) * (row * tl.load(column_ptr + size + lane, mask=inside, other=0.0))).to(up.dtype)
     return (gate / (1.0 + tl.exp(-gate))).to(up.dtype) * up
 
 
 @triton.jit
-def silu_multiply_kernel(x_ptr, out_ptr, size, WIDTH: tl.constexpr):
+def silu_multiply_kernel(x_ptr, row_ptr, column_ptr, out_ptr, size, SCALED: tl.constexpr, WIDTH: tl.constexpr):
     token = tl.program_id(0).to(tl.int64)
     lane = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
-    tl.store(out_ptr + token * size + lane, _gated(x_ptr + token * 2 * size, lane, size), mask=lane < size)
+    y = _gated(x_ptr + token * 2 * size, row_ptr + token, column_ptr, lane, size, SCALED)
+    tl.store(out_ptr + token * size + lane, y, mask=lane < size)
 
 
 @triton.jit
-def silu_round_kernel(x_ptr, out_ptr, scale_ptr, size, WIDTH: tl.constexpr, PARTS: tl.constexpr):
+def silu_round_kernel(x_ptr, row_ptr, column_ptr, out_ptr, scale_ptr, size,
+          SCALED: tl.constexpr, WIDTH: tl.constexpr, PARTS: tl.constexpr):  # fmt: skip
     """The same in 8 bits. A scale is of the whole row, which stays in registers, in parts, until it is known."""
     token = tl.program_id(0).to(tl.int64)
     lane = tl.arange(0, WIDTH)
     parts = ()
     highest = 0.0
     for part in tl.static_range(PARTS):
-        y = _gated(x_ptr + token * 2 * size, part * WIDTH + lane, size)
+        y = _gated(x_ptr + token * 2 * size, row_ptr + token, column_ptr, part * WIDTH + lane, size, SCALED)
         highest = tl.maximum(highest, tl.max(tl.abs(y.to(tl.float32))))
         parts = parts + (y,)  # type: ignore[assignment]  # noqa: RUF005 - Triton cannot unpack
     scale = tl.maximum(highest, _TINY) / 448.0

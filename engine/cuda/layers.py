@@ -19,10 +19,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from engine.attention import attending
-from engine.cuda import elementwise
+from engine.cuda import elementwise, sparse
 from engine.cuda.elementwise import Activations
 from engine.cuda.projection import Projection
 from engine.cuda.structure import epsilon
+from engine.fp8 import Fp8Linear
 from engine.trunk import trunk
 
 # Layers whose products are timed: more than a cache holds.
@@ -74,8 +75,10 @@ Mix = Callable[[Layer, Tensor], Tensor]
 class FusedLayers:
     """The forward pass from token ids to the last hidden state. Legend: T tokens, N hidden size, R tokens kept."""
 
-    def __init__(self, model: PreTrainedModel, *, invariant: bool = False) -> None:
+    def __init__(self, model: PreTrainedModel, *, invariant: bool = False, repeatable: bool = True) -> None:
         """model: one that structure.recognise knows; invariant: as for Projection.
+
+        repeatable: whether a batch is to be computed alike in every process: without algorithms chosen by their times.
 
         Raises ValueError where it differs from the structure inside.
         """
@@ -84,7 +87,10 @@ class FusedLayers:
         self._last = Norm(base.norm.weight.detach(), epsilon(base.norm))
         calls = _calls(base)
         project = partial(Projection, dtype=model.dtype, invariant=invariant)
-        self._layers = [_layer(number, layer, calls[number], project) for number, layer in enumerate(base.layers)]
+        project_mlp = partial(project, sparse=not (invariant or repeatable) and _compressible(model.dtype, base))
+        self._layers = [
+            _layer(number, layer, calls[number], project, project_mlp) for number, layer in enumerate(base.layers)
+        ]
         self._rotary_embedding = base.rotary_emb
         turned, sizes = 2 * self.rotary(1)[0].shape[1], {call.size for call in calls.values()}
         if sizes != {turned}:
@@ -111,7 +117,7 @@ class FusedLayers:
                 a, residual = a[keep], residual[keep]
             mixed = elementwise.quantize(a) if layer.out.quantized else a
             x = _add_norm(layer.out, mixed, residual, layer.between, quantized=layer.gate_up.quantized)
-            gated = elementwise.silu_multiply(layer.gate_up(x), quantized=layer.down.quantized)
+            gated = elementwise.silu_multiply(layer.gate_up.unscaled(x), quantized=layer.down.quantized)
             norm, rounded = (self._last, quantized) if after is None else (after.before, after.qkv.quantized)
             x = _add_norm(layer.down, gated, residual, norm, quantized=rounded)
         return x
@@ -144,7 +150,7 @@ def _add_norm(projection: Projection, x: Activations, residual: Tensor, norm: No
     if projection.adds and isinstance(x, Tensor):
         projection.add(x, residual)
         return elementwise.add_norm(residual, None, *norm, quantized=quantized)
-    return elementwise.add_norm(projection(x), residual, *norm, quantized=quantized)
+    return elementwise.add_norm(projection.unscaled(x), residual, *norm, quantized=quantized)
 
 
 class _Calls:
@@ -170,7 +176,17 @@ def _calls(base: Any) -> dict[int, Call]:
     return backend.calls
 
 
-def _layer(number: int, layer: Any, call: Call, project: Callable[[list[Any]], Projection]) -> Layer:
+def _compressible(dtype: torch.dtype, base: Any) -> bool:
+    """Whether the MLPs' weights, if they are sparse, can be kept compressed, too."""
+    parts = [part for layer in base.layers for part in (layer.mlp.gate_proj, layer.mlp.up_proj, layer.mlp.down_proj)]
+    size = sum(part.weight.nbytes for part in parts if isinstance(part, Fp8Linear))
+    return dtype == torch.bfloat16 and size > 0 and sparse.usable(size, base.device)
+
+
+_Project = Callable[[list[Any]], Projection]
+
+
+def _layer(number: int, layer: Any, call: Call, project: _Project, project_mlp: _Project) -> Layer:
     attn, mlp = layer.self_attn, layer.mlp
     query_norm = getattr(attn, "q_norm", None)
     norms = None if query_norm is None else (query_norm.weight.detach(), attn.k_norm.weight.detach())
@@ -183,6 +199,6 @@ def _layer(number: int, layer: Any, call: Call, project: Callable[[list[Any]], P
         call=call,
         out=project([attn.o_proj]),
         between=Norm(layer.post_attention_layernorm.weight.detach(), epsilon(layer.post_attention_layernorm)),
-        gate_up=project([mlp.gate_proj, mlp.up_proj]),
-        down=project([mlp.down_proj]),
+        gate_up=project_mlp([mlp.gate_proj, mlp.up_proj]),
+        down=project_mlp([mlp.down_proj]),
     )

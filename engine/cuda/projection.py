@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from engine.cuda.elementwise import Activations
+from engine.cuda.elementwise import Activations, Product
 from engine.cuda.product import product
+from engine.cuda.sparse import MOST_DENSE, sparse_weight
 from engine.fp8 import FP8, Fp8Linear, Rounded
 from engine.int4_linear import Int4Linear
 
@@ -25,10 +26,11 @@ LINEAR = (nn.Linear, Fp8Linear, Int4Linear)
 class Projection:
     """A product with the weights of one linear layer, or of several over the same input."""
 
-    def __init__(self, parts: Seq[Any], dtype: torch.dtype, *, invariant: bool = False) -> None:
+    def __init__(self, parts: Seq[Any], dtype: torch.dtype, *, invariant: bool = False, sparse: bool = False) -> None:
         """parts: linear layers of one kind and input, whose outputs are given side by side in `dtype`.
 
-        invariant: whether a row's product is to be the same beside whatever other rows.
+        invariant: whether a row's product is to be the same beside whatever other rows; sparse: whether weights that
+        are 2:4 sparse may be multiplied as such by many rows.
         Raises ValueError for layers of different kinds.
         """
         self._dtype, self._invariant = dtype, invariant
@@ -40,6 +42,7 @@ class Projection:
         self._whole = {name: _fuse_in(parts, name) for name in names}
         self._bias = _bias(parts)
         self._product: Any = None if kind is nn.Linear else kind(**self._whole, bias=self._bias)
+        self._sparse = sparse_weight(**self._whole) if sparse and kind is Fp8Linear and self._bias is None else None
 
     @property
     def quantized(self) -> bool:
@@ -65,6 +68,12 @@ class Projection:
             return multiplied
         assert not isinstance(x, Rounded)
         return linear(x, self._whole["weight"], self._bias)
+
+    def unscaled(self, x: Activations) -> Product:
+        """The same [T, out], or still without its scales where that is faster; for kernels that take both."""
+        if self._sparse is None or not isinstance(x, Rounded) or len(x.values) <= MOST_DENSE:
+            return self(x)
+        return self._sparse.multiply(x)
 
     def _alone(self, x: Activations) -> Tensor:
         if self._product is None:

@@ -52,7 +52,7 @@ def decoder(model: PreTrainedModel, settings: EngineSettings, kv: PagedKV, posit
     Raises ValueError where that is to be the same in any batch, and cannot.
     """
     if choose(model, settings):
-        return FusedDecoder(model, kv, positions, invariant=settings.invariant)
+        return FusedDecoder(model, kv, positions, invariant=settings.invariant, repeatable=settings.shardwise)
     if settings.invariant:
         raise ValueError(
             f"engine.deterministic = 'batch-invariant' runs fused layers on a GPU; {type(model).__name__} has others"
@@ -62,7 +62,7 @@ def decoder(model: PreTrainedModel, settings: EngineSettings, kv: PagedKV, posit
 
 def fused_trunk(model: PreTrainedModel, settings: EngineSettings) -> FusedTrunk | None:
     """The forward pass of `choose_trunk`; None where it is transformers' modules."""
-    return FusedTrunk(model) if choose_trunk(model, settings) else None
+    return FusedTrunk(model, repeatable=settings.shardwise) if choose_trunk(model, settings) else None
 
 
 def choose(model: PreTrainedModel, settings: EngineSettings) -> bool:

@@ -14,9 +14,9 @@ from engine.packing import Pack
 class FusedTrunk:
     """The same interface as engine.trunk.ModuleTrunk, for models that recipe.choose_trunk accepts."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        """Raises ValueError where the model is not made of such layers."""
-        self._layers = FusedLayers(model)
+    def __init__(self, model: PreTrainedModel, *, repeatable: bool = True) -> None:
+        """repeatable: as for FusedLayers. Raises ValueError where the model is not made of such layers."""
+        self._layers = FusedLayers(model, repeatable=repeatable)
 
     def hidden(self, pack: Pack) -> Tensor:
         """The last hidden states [T, N] of a pack's tokens, behind the final norm."""

@@ -152,7 +152,7 @@ def test_the_command_line(model: str) -> None:
     [
         ("dekode:8", "workload 'dekode:8' is not KIND"),
         ("--model r1-8b", "--model: model 'r1-8b' is none of r1-7b"),
-        ("--quant int3", "--quant: input should be 'bf16', 'fp8', 'awq' or 'awq-packed'"),
+        ("--quant int3", "--quant: input should be 'bf16', 'fp8', 'fp8-2:4', 'awq' or 'awq-packed'"),
         ("--repeat 0", "--repeat: input should be greater than or equal to 1"),
         ("--memory-fraction 1.5", "--memory-fraction: input should be less than or equal to 1"),
         ("--trace absent/trace.json", "--trace: there is no folder"),

@@ -81,9 +81,10 @@ def test_awq_is_loaded_alike_by_transformers_and_here(
         {"quant_method": "rtn", "symmetric": True},
         {"quant_method": "fp8", "bits": 8},
         {"quant_method": "fp8", "bits": 8, "static_activations": True},
+        {"quant_method": "fp8", "bits": 8, "sparsity": "2:4"},
         {"quant_method": "int8", "bits": 8},
     ],
-    ids=["rtn-symmetric", "fp8", "fp8-static", "int8"],
+    ids=["rtn-symmetric", "fp8", "fp8-static", "fp8-2of4", "int8"],
 )
 def test_the_other_methods_are_loaded_alike(
     settings: dict[str, Any], model_folders: dict[str, Path], tmp_path: Path
