@@ -127,30 +127,11 @@ class Quantizer:
         self._check_rows(stream)
         shapes, stored = _tensors(files, stream)
         scheme = scheme_of(self.settings, _check_linears(stream, stored, self.settings))
-<<<<<<< HEAD
+        if self.settings.prunes:
+            self._check_mlps(stream)
         calibrated = bool(self._rows)
         layers = LayerQuantizer(stream, self.settings, scheme, stored, calibrated=calibrated, team=self._team)
         return _Work(files, dtype, stream, scheme, layers, sum(shapes.values()))
-=======
-        if self.settings.prunes:
-            self._check_mlps(stream)
-        layers = len(stream.layers)
-        with QuantizedWriter(self.output, layers + 1, self._identity(files, dtype)) as writer:
-            work = LayerQuantizer(stream, self.settings, scheme, stored)
-            reports = list(self._layers(stream, work, writer))
-            rest = writer.finished(layers)
-            if rest is None:
-                rest = self._write_rest(stream, files, writer)
-            config = self._config | {"quantization_config": scheme.config(_untouched(stream))}
-            writer.publish(self._folder, config)
-        return QuantizationReport(
-            output=str(self.output),
-            layers=tuple(reports),
-            bytes_before=sum(shapes.values()),
-            bytes_after=sum(report.bytes_after for report in reports) + rest["bytes"],
-            seconds=time.monotonic() - started,
-        )
->>>>>>> sparsity
 
     def _layers(self, work: _Work, writer: QuantizedWriter | None) -> Iterator[LayerReport]:
         """Quantize every layer that is not there yet; the first of the team has the writer, which knows."""
