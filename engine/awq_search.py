@@ -24,6 +24,7 @@ from engine.awq_folds import Fold
 from engine.layer_stream import Activations, LayerStream, first
 from engine.quantizer_schemes import Int4, Scheme
 from engine.quantizer_settings import QuantizerSettings
+from engine.team import Team
 
 _UNCLIPPED = ("q_proj", "k_proj", "qkv_proj", "query", "key", "query_key_value", "q_lin", "k_lin")
 _LEAST = 1e-4  # of a magnitude: an input that is always zero would give a scale of zero
@@ -50,6 +51,13 @@ class InputStatistics:
             grouped = x.view(len(x), *self.gram.shape[:2]).transpose(0, 1)
             self.gram += grouped.transpose(1, 2) @ grouped
 
+    def gather(self, team: Team) -> None:
+        """Have it over the tokens of all of the team."""
+        self._tokens = int(team.add(torch.tensor(self._tokens)))
+        self._total, self.largest = team.add(self._total), team.largest(self.largest)
+        if self.gram is not None:
+            self.gram = team.add(self.gram)
+
     @property
     def mean(self) -> Tensor:
         """[in]: the mean magnitude of each input."""
@@ -66,8 +74,10 @@ class InputStatistics:
 class ScaleSearch:
     """The search for a fold's scales, in one layer of a stream."""
 
-    def __init__(self, stream: LayerStream, index: int, scheme: Scheme, settings: QuantizerSettings) -> None:
-        self._stream, self._index = stream, index
+    def __init__(
+        self, stream: LayerStream, index: int, scheme: Scheme, settings: QuantizerSettings, team: Team
+    ) -> None:
+        self._stream, self._index, self._team = stream, index, team
         self._scheme, self._steps = scheme, settings.search_steps
         self._layer = stream.layers[index]
 
@@ -90,7 +100,7 @@ class ScaleSearch:
                 losses[number] += (found.float() - wanted.float()).square().sum().item()
             for linear, weight in zip(linears, weights, strict=True):
                 linear.weight.copy_(weight)
-        return candidates[int(losses.nan_to_num(torch.inf).argmin())]
+        return candidates[int(self._team.add(losses).nan_to_num(torch.inf).argmin())]
 
     def _linear(self, name: str) -> nn.Linear:
         found = self._layer.get_submodule(name)

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from engine.awq_folds import find_folds
+from engine.awq_folds import Fold, find_folds
 from engine.awq_search import InputStatistics, ScaleSearch, kept_ranges, rounded_inputs
 from engine.layer_stream import Activations, LayerStream
 from engine.quantizer_report import LayerReport
 from engine.quantizer_schemes import Float8, Int4, Scheme
 from engine.quantizer_settings import QuantizerSettings
+from engine.team import Team
 
 _Statistics = dict[str, InputStatistics]
 
@@ -36,14 +38,25 @@ class LayerQuantizer:
     """Quantizes the layers of a stream, whose weights are stored in `stored`."""
 
     def __init__(
-        self, stream: LayerStream, settings: QuantizerSettings, scheme: Scheme, stored: dict[str, torch.dtype]
+        self,
+        stream: LayerStream,
+        settings: QuantizerSettings,
+        scheme: Scheme,
+        stored: dict[str, torch.dtype],
+        *,
+        calibrated: bool,
+        team: Team,
     ) -> None:
-        """stored: the dtype of each tensor of the model, by its name there."""
+        """stored: the dtype of each tensor of the model, by its name there.
+
+        calibrated: whether there are rows; the `entries` below are the team member's share of them.
+        """
         self._stream, self._settings, self._scheme, self._stored = stream, settings, scheme, stored
+        self._calibrated, self._team = calibrated, team
 
     @torch.no_grad()
     def quantize(self, index: int, entries: Sequence[Activations]) -> QuantizedLayer:
-        """Quantize layer `index`, given what enters it."""
+        """Quantize layer `index`, given what enters it; the whole team at a time."""
         started = time.monotonic()
         with self._stream.layer(index) as layer:
             linears = {name: module for name, module in layer.named_modules() if isinstance(module, nn.Linear)}
@@ -90,10 +103,13 @@ class LayerQuantizer:
             seen[name] = InputStatistics(linear.in_features, group, linear.weight.device)
             hooks.append(linear.register_forward_pre_hook(lambda _module, args, s=seen[name]: s.add(args[0])))
         try:
-            return seen, self.advance_loaded(index, entries)
+            outputs = self.advance_loaded(index, entries)
         finally:
             for hook in hooks:
                 hook.remove()
+        for statistics in seen.values():
+            statistics.gather(self._team)
+        return seen, outputs
 
     def advance_loaded(self, index: int, entries: Sequence[Activations]) -> list[Tensor]:
         """The outputs of a layer that holds its weights."""
@@ -101,15 +117,24 @@ class LayerQuantizer:
 
     def _fold(self, index: int, seen: _Statistics, entries: Sequence[Activations]) -> int:
         """Search each fold's scales and move them, in the order in which the layer computes; the number of folds."""
-        layer, probe = self._stream.layers[index], entries[0]
-        folds = find_folds(layer, lambda: self._stream.run(layer, index, probe), probe.hidden)
-        search = ScaleSearch(self._stream, index, self._scheme, self._settings)
+        layer = self._stream.layers[index]
+        folds = self._folds(index, entries)
+        search = ScaleSearch(self._stream, index, self._scheme, self._settings, self._team)
         for fold in folds:
             scales = search.scales(fold, seen[fold.consumers[0]].mean, entries)
             moved = fold.apply(layer, scales, self._scheme.dtype)
             for name in fold.consumers:
                 seen[name].divide(fold.wide(moved))
         return len(folds)
+
+    def _folds(self, index: int, entries: Sequence[Activations]) -> list[Fold]:
+        """The folds that the first of the team has found to do no harm to its first pack."""
+        found: list[dict[str, Any]] = []
+        if self._team.first:
+            layer, probe = self._stream.layers[index], entries[0]
+            folds = find_folds(layer, lambda: self._stream.run(layer, index, probe), probe.hidden)
+            found = [asdict(fold) for fold in folds]
+        return [Fold(**fold | {"consumers": tuple(fold["consumers"])}) for fold in self._team.told(found)]
 
     def _kept(self, linears: dict[str, nn.Linear], seen: _Statistics) -> dict[str, Tensor]:
         scheme, found = self._scheme, {}
@@ -147,7 +172,7 @@ class LayerQuantizer:
         wanted: Sequence[Tensor],
     ) -> float | None:
         """Round the layer's weights in place; how far its change to the hidden states then is from the exact one."""
-        if not entries:
+        if not self._calibrated:
             return None
         scheme = self._scheme
         for name, linear in linears.items():
@@ -163,6 +188,7 @@ class LayerQuantizer:
                 found = self._stream.run(self._stream.layers[index], index, entry).cpu()
             wrong += (found.float() - output.float()).square().sum().item()
             exact += (output.float() - entry.hidden.float()).square().sum().item()
+        wrong, exact = self._team.add(torch.tensor([wrong, exact], dtype=torch.float64)).tolist()
         return float((wrong / max(exact, 1e-30)) ** 0.5)
 
     def _dtype(self, index: int, name: str) -> torch.dtype:

@@ -14,6 +14,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +28,28 @@ from engine.model import resolve_dtype
 from engine.packing import pack
 from engine.quantized_writer import QuantizedWriter
 from engine.quantizer_report import LayerReport, QuantizationReport
-from engine.quantizer_schemes import scheme_of
+from engine.quantizer_schemes import Scheme, scheme_of
 from engine.quantizer_settings import QuantizerSettings
+from engine.team import Team
 from engine.weights import DTYPES, checkpoint_files, open_weights
 
 Progress = Callable[[LayerReport, int], None]
 """Told of each layer that is durable, and of how many there are."""
 
 _FLOATS = (torch.bfloat16, torch.float16, torch.float32)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """A checked model that is about to be quantized."""
+
+    files: Sequence[str]
+    dtype: torch.dtype
+    stream: LayerStream
+    scheme: Scheme
+    layers: LayerQuantizer
+    bytes: int
+    """Of all the model's tensors."""
 
 
 class Quantizer:
@@ -56,10 +71,12 @@ class Quantizer:
         output: str | Path | None = None,
         device: torch.device | None = None,
         progress: Progress | None = None,
+        team: Team | None = None,
         **settings: Any,
     ) -> None:
         """calibration: token ids, a 1-D array a row. output: a folder, beside the model if not named.
 
+        team: the processes that share the rows, of which all are given; this one alone if not named.
         settings: the others of QuantizerSettings.
         """
         self.settings = QuantizerSettings.model_validate(
@@ -73,66 +90,79 @@ class Quantizer:
         if self._device.type == "cuda" and self._device.index is None:
             self._device = torch.device("cuda", torch.cuda.current_device())
         self._progress = progress
+        self._team = team or Team()
         self._config = self._read_config()
 
     def apply(self) -> QuantizationReport:
-        """Quantize and write the output, which is there only when it is whole."""
+        """Quantize and write the output, which is there only when it is whole; for the first of the team."""
         started = time.monotonic()
-        files = checkpoint_files(str(self._folder), local_files_only=True)
-        dtype = resolve_dtype("auto", self._device)
-        stream = LayerStream(self._folder, files, dtype=dtype, device=self._device)
-        self._check_rows(stream)
-        shapes, stored = _tensors(files, stream)
-        scheme = scheme_of(self.settings, _check_linears(stream, stored, self.settings))
-        layers = len(stream.layers)
-        with QuantizedWriter(self.output, layers + 1, self._identity(files, dtype)) as writer:
-            work = LayerQuantizer(stream, self.settings, scheme, stored)
-            reports = list(self._layers(stream, work, writer))
+        work = self._begin()
+        layers = len(work.stream.layers)
+        with QuantizedWriter(self.output, layers + 1, self._identity(work.files, work.dtype)) as writer:
+            reports = list(self._layers(work, writer))
             rest = writer.finished(layers)
             if rest is None:
-                rest = self._write_rest(stream, files, writer)
-            config = self._config | {"quantization_config": scheme.config(_untouched(stream))}
+                rest = self._write_rest(work, writer)
+            config = self._config | {"quantization_config": work.scheme.config(_untouched(work.stream))}
             report = QuantizationReport(
                 output=str(self.output),
                 layers=tuple(reports),
-                bytes_before=sum(shapes.values()),
+                bytes_before=work.bytes,
                 bytes_after=sum(report.bytes_after for report in reports) + rest["bytes"],
                 seconds=time.monotonic() - started,
             )
             writer.publish(self._folder, config, report.model_dump(mode="json"))
         return report
 
-    def _layers(self, stream: LayerStream, work: LayerQuantizer, writer: QuantizedWriter) -> Iterator[LayerReport]:
-        """Quantize every layer that is not there yet."""
-        done = {index: writer.finished(index) for index in range(len(stream.layers))}
-        last = max((index for index, said in done.items() if said is None), default=-1)
+    def assist(self) -> None:
+        """Run the share of the rows that is this team member's, for the first, which writes."""
+        list(self._layers(self._begin(), None))
+
+    def _begin(self) -> _Work:
+        """Check the model and the rows. ValueError for what cannot be done."""
+        files = checkpoint_files(str(self._folder), local_files_only=True)
+        dtype = resolve_dtype("auto", self._device)
+        stream = LayerStream(self._folder, files, dtype=dtype, device=self._device)
+        self._check_rows(stream)
+        shapes, stored = _tensors(files, stream)
+        scheme = scheme_of(self.settings, _check_linears(stream, stored, self.settings))
+        calibrated = bool(self._rows)
+        layers = LayerQuantizer(stream, self.settings, scheme, stored, calibrated=calibrated, team=self._team)
+        return _Work(files, dtype, stream, scheme, layers, sum(shapes.values()))
+
+    def _layers(self, work: _Work, writer: QuantizedWriter | None) -> Iterator[LayerReport]:
+        """Quantize every layer that is not there yet; the first of the team has the writer, which knows."""
+        stream = work.stream
+        done = self._team.told([writer.finished(index) for index in range(len(stream.layers))] if writer else [])
+        last = max((index for index, said in enumerate(done) if said is None), default=-1)
         entries: list[Activations] = []
         if self._rows and last >= 0:
             # A stable order, and no stem, so that each token counts as often as it is there.
-            entries = stream.enter(list(pack(self._rows, self.settings.batch_tokens)))
-        for index, said in done.items():
+            entries = stream.enter(self._team.share(list(pack(self._rows, self.settings.batch_tokens))))
+        for index, said in enumerate(done):
             outputs = []
             if said is not None:
                 report = LayerReport.model_validate(said)
                 if index < last:
-                    outputs = work.advance(index, entries)
+                    outputs = work.layers.advance(index, entries)
             else:
-                made = work.quantize(index, entries)
+                made = work.layers.quantize(index, entries)
                 report, outputs = made.report, made.outputs
                 names = stream.stored(index)
                 tensors = {_renamed(name, names): tensor for name, tensor in made.tensors.items()}
-                writer.write(index, tensors, report.model_dump())
+                if writer is not None:
+                    writer.write(index, tensors, report.model_dump())
             for entry, output in zip(entries, outputs, strict=False):
                 entry.hidden = output
             if self._progress is not None:
                 self._progress(report, len(stream.layers))
             yield report
 
-    def _write_rest(self, stream: LayerStream, files: Sequence[str], writer: QuantizedWriter) -> dict[str, Any]:
-        with open_weights(files, torch.device("cpu")) as sources:
-            tensors = {name: sources[name][...] for name in stream.rest()}
+    def _write_rest(self, work: _Work, writer: QuantizedWriter) -> dict[str, Any]:
+        with open_weights(work.files, torch.device("cpu")) as sources:
+            tensors = {name: sources[name][...] for name in work.stream.rest()}
             said = {"bytes": sum(tensor.nbytes for tensor in tensors.values())}
-            writer.write(len(stream.layers), tensors, said)
+            writer.write(len(work.stream.layers), tensors, said)
         return said
 
     def _read_config(self) -> dict[str, Any]:
@@ -173,6 +203,7 @@ class Quantizer:
             "config": self._config,
             "calibration": rows.hexdigest(),
             "device": [self._device.type, str(dtype), torch.__version__],
+            **({"processes": self._team.size} if self._team.size > 1 else {}),  # sums of another order
         }
 
 

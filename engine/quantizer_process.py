@@ -1,12 +1,13 @@
-"""Quantizing in a supervised child, for a caller that lives on: no torch here, and no process is left behind however
-the caller ends. The child is killed with its caller; what it has finished by then is there for the next call.
+"""Quantizing in supervised children, for a caller that lives on: no torch here, and no process is left behind however
+the caller ends. They are killed with their caller; what they have finished by then is there for the next call.
 """
 
 from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,11 @@ LAYER_SECONDS = 6 * 3600.0  # for one layer; the largest that fit a machine take
 
 
 class QuantizationFailed(RuntimeError):
-    """The child ended without a checkpoint, for another reason than a wrong setting; finished layers are kept."""
+    """The children ended without a checkpoint, for another reason than a wrong setting; finished layers are kept."""
 
 
 class QuantizerOrder(BaseModel):
-    """What the child is told."""
+    """What a child is told."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -37,33 +38,52 @@ class QuantizerOrder(BaseModel):
     output: str
     settings: QuantizerSettings
     calibration: str  # a file of `_write_rows`
+    rank: int  # of this process among `size` that share the rows; the first writes
+    size: int
+    meeting: str  # the file by which they find each other
 
 
-def quantize_in_child(
+def quantize_in_children(
     model: Path,
     output: Path,
     settings: QuantizerSettings,
     calibration: Sequence[np.ndarray],
     progress: Callable[[LayerReport, int], None],
+    environments: Sequence[Mapping[str, str]] = ({},),
 ) -> QuantizationReport:
-    """engine.quantizer.Quantizer in a process of its own; `progress` is told of each finished layer, and of how many.
+    """engine.quantizer.Quantizer in processes of its own, which share the rows.
 
-    Raises ValueError as Quantizer does, QuantizationFailed for a child that died, was silent or does not get on.
+    progress: is told of each finished layer, and of how many there are.
+    environments: the variables of each process, the device among them.
+
+    Raises ValueError as Quantizer does, QuantizationFailed if a child died, was silent or does not get on.
     """
-    with tempfile.TemporaryDirectory(prefix="overnight-quantize-") as folder:
-        rows = Path(folder) / "rows.safetensors"
-        _write_rows(rows, calibration)
-        child = Child("engine.quantizer_child:serve", environment={}, log=Path(folder) / "log", beats=True)
-        try:
-            order = QuantizerOrder(model=str(model), output=str(output), settings=settings, calibration=str(rows))
+    with tempfile.TemporaryDirectory(prefix="overnight-quantize-") as name, ExitStack() as stack:
+        folder = Path(name)
+        _write_rows(folder / "rows.safetensors", calibration)
+        children = []
+        for rank, environment in enumerate(environments):
+            log = folder / f"log-{rank}"
+            child = Child("engine.quantizer_child:serve", environment=environment, log=log, beats=True)
+            stack.callback(child.end)
+            order = QuantizerOrder(
+                model=str(model),
+                output=str(output),
+                settings=settings,
+                calibration=str(folder / "rows.safetensors"),
+                rank=rank,
+                size=len(environments),
+                meeting=str(folder / "meeting"),
+            )
             child.send(order.model_dump(mode="json"))
-            while "done" not in (message := _next(child)):
-                if "error" in message:
-                    raise ValueError(message["error"])
-                progress(LayerReport.model_validate(message["layer"]), message["layers"])
-            return QuantizationReport.model_validate(message["done"])
-        finally:
-            child.end()
+            children.append(child)
+        for message in _messages(children):
+            if "error" in message:
+                raise ValueError(message["error"])
+            if "done" in message:
+                return QuantizationReport.model_validate(message["done"])
+            progress(LayerReport.model_validate(message["layer"]), message["layers"])
+    raise AssertionError("messages end with an error or the outcome")
 
 
 def read_rows(path: Path) -> list[np.ndarray]:
@@ -79,18 +99,25 @@ def _write_rows(path: Path, rows: Sequence[np.ndarray]) -> None:
     save_file({"ids": ids, "lengths": lengths}, path)
 
 
-def _next(child: Child) -> dict[str, Any]:
-    """The next message that is no beat."""
-    deadline = time.monotonic() + LAYER_SECONDS
-    while time.monotonic() < deadline:
-        if not wait([child.connection], SILENCE_SECONDS):
-            raise QuantizationFailed(f"the quantizer's process was silent for {SILENCE_SECONDS:.0f} s and was ended")
-        message = child.receive()
-        if message is None:
-            ending = child.end(patience=5)
-            raise QuantizationFailed(
-                f"the quantizer's process has ended ({ending}): {child.last_words() or 'no message'}"
-            )
-        if message.get("event") != BEAT:
-            return message
-    raise QuantizationFailed(f"a layer was not done after {LAYER_SECONDS / 3600:.0f} hours")
+def _messages(children: Sequence[Child]) -> Iterator[dict[str, Any]]:
+    """What the children say, but for their beats."""
+    heard = {child.connection: time.monotonic() for child in children}
+    moved = time.monotonic()
+    while True:
+        ready = wait(list(heard), 1.0)
+        for child in children:
+            if child.connection not in ready:
+                continue
+            message = child.receive()
+            if message is None:
+                ending = child.end(patience=5)
+                words = child.last_words() or "no message"
+                raise QuantizationFailed(f"a process that quantizes has ended ({ending}): {words}")
+            heard[child.connection] = time.monotonic()
+            if message.get("event") != BEAT:
+                moved = time.monotonic()
+                yield message
+        if time.monotonic() - min(heard.values()) > SILENCE_SECONDS:
+            raise QuantizationFailed(f"a process that quantizes was silent for {SILENCE_SECONDS:.0f} s and was ended")
+        if time.monotonic() - moved > LAYER_SECONDS:
+            raise QuantizationFailed(f"a layer was not done after {LAYER_SECONDS / 3600:.0f} hours")

@@ -9,7 +9,8 @@ from prefect.runtime import flow_run
 
 from flows.evaluate import evaluate
 from tasks.configuration import load_settings
-from tasks.quantization import OPENED, QuantizationJob, gate_settings, prepare, taken_or_opened
+from tasks.quantization import OPENED, taken_or_opened
+from tasks.quantization_job import QuantizationJob, prepare
 from tasks.quantization_report import Quantization
 from tasks.quantization_stages import make_checkpoint, publish_checkpoint
 from tasks.settings import Settings, set_explicitly
@@ -34,7 +35,7 @@ def quantize(
         if not work.finished:
             make_checkpoint(work)
             gate = work.job.settings.quantize.gate
-            evaluation = evaluate("", gate_settings(work.job, work.checkpoint)) if gate else None
+            evaluation = evaluate("", work.job.gate_settings(work.checkpoint)) if gate else None
             publish_checkpoint(work, evaluation)
     assert work.report is not None
     return work.report

@@ -15,7 +15,7 @@ from flows.cli import Config, Fresh, Input, Model, Sets, SettingsHelp, _exit_sta
 from flows.session import load_flow, start_server
 
 if TYPE_CHECKING:
-    from tasks.quantization import QuantizationJob
+    from tasks.quantization_job import QuantizationJob
 
 Output = Annotated[str | None, typer.Option("--output", help="Sets quantize.output.", metavar="FOLDER")]
 
@@ -30,7 +30,7 @@ def quantize(
     fresh: Fresh = False,
 ) -> None:
     """Make a smaller checkpoint of a model, and refuse it if it answers worse. Running it again resumes."""
-    from tasks.quantization import prepare
+    from tasks.quantization_job import prepare
 
     with _exit_status():
         named = [f"quantize.output={output}"] if output is not None else []

@@ -23,7 +23,7 @@ from tasks.settings import Settings, reference
 
 _PASSWORD = re.compile(r"://[^/@\s]*@")
 ENVIRONMENT_PREFIX = "OVERNIGHT_"
-_PATHS = ("path", "dataset", "output")
+_PATHS = ("path", "dataset", "output", "promote", "reference")
 
 
 def load_settings(

@@ -69,7 +69,7 @@ def _loss(evaluation: Evaluation) -> tuple[Measure, Loss] | None:
     """What is lost, larger is worse."""
     change = evaluation.accuracy_change
     if change is not None:
-        return "accuracy", (-change.value, -change.high, -change.low)
+        return "accuracy", (0.0 - change.value, 0.0 - change.high, 0.0 - change.low)
     growth = evaluation.perplexity_change
     return None if growth is None else ("perplexity", (growth.value, growth.low, growth.high))
 
@@ -77,10 +77,10 @@ def _loss(evaluation: Evaluation) -> tuple[Measure, Loss] | None:
 def _figures(evaluation: Evaluation, measure: Measure, loss: Loss) -> str:
     assert evaluation.reference is not None
     ours, theirs = (getattr(scores, measure) for scores in (evaluation.candidate, evaluation.reference))
-    verb = "falls" if measure == "accuracy" else "grows"
     value, low, high = map(_percent, loss)
+    what = "a loss" if measure == "accuracy" else "a growth"
     return (
-        f"{measure} {verb} from {_shown(theirs, measure)} to {_shown(ours, measure)}, by {value} of it (95 % interval "
+        f"{measure} went from {_shown(theirs, measure)} to {_shown(ours, measure)}, {what} of {value} (95 % interval "
         f"{low} to {high})"
     )
 
@@ -92,4 +92,4 @@ def _shown(estimate: Estimate | None, measure: Measure) -> str:
 
 
 def _percent(value: float) -> str:
-    return f"{100 * value:.2f} %"
+    return f"{100 * value + 0.0:.2f} %"  # no minus before a nought

@@ -15,13 +15,14 @@ from rich.text import Text
 from engine.quantizer_report import LayerReport
 from tasks.figures import duration, plural, share
 from tasks.live_display import LiveDisplay
+from tasks.milestones import milestone
 from tasks.progress import Event
 
 LAYERS_SHOWN = 6
 
 
 class QuantizationProgress:
-    """The layers that are done. `tell` it each; properties may be read from any thread."""
+    """The layers that are done; properties may be read from any thread."""
 
     def __init__(self, layers: int, clock: Callable[[], float] = time.monotonic) -> None:
         """layers: how many there are, as far as is known; 0 if not at all."""
@@ -35,20 +36,16 @@ class QuantizationProgress:
         """Pass every event on to `listener`, which must return at once."""
         self._listeners.append(listener)
 
-    def begin(self, text: str) -> None:
-        """Say in a line what is to be done."""
-        self._pass_on({"event": "begun", "message": text})
+    def tell(self, event: Event) -> None:
+        """Pass an event on, to be told in a line."""
+        for listener in self._listeners:
+            listener(event)
 
-    def warn(self, text: str) -> None:
-        """Say in a line what the user may not have meant."""
-        self._pass_on({"event": "warning", "message": text})
-
-    def tell(self, layer: LayerReport, total: int) -> None:
+    def done_with(self, layer: LayerReport, total: int) -> None:
         """One more layer of `total` is done."""
         with self._lock:
             self.layers.append(layer)
             self.total, self._last = total, self._clock()
-        self._pass_on({"event": "layer", "layer": layer.layer})
 
     @property
     def done(self) -> float:
@@ -65,10 +62,6 @@ class QuantizationProgress:
             into = min(mean, self._clock() - self._last)
             left = mean * (self.total - len(self.layers)) - into
             return left if left > 0 else None
-
-    def _pass_on(self, event: Event) -> None:
-        for listener in self._listeners:
-            listener(event)
 
 
 class QuantizationDisplay(LiveDisplay):
@@ -102,7 +95,9 @@ class QuantizationDisplay(LiveDisplay):
         if not progress.layers or len(progress.layers) == progress.total:
             return None
         last = progress.layers[-1]
-        error = f", error {error_text(last.error_before)} before the search, {error_text(last.error_after)} after"
+        error = f", error {error_text(last.error_after)}"
+        if last.error_before != last.error_after:
+            error += f" after the search, {error_text(last.error_before)} before"
         return (
             f"{share(len(progress.layers), progress.total)}: {len(progress.layers)} of "
             f"{plural(progress.total, 'layer')}{error if last.error_after is not None else ''}"
@@ -111,9 +106,7 @@ class QuantizationDisplay(LiveDisplay):
 
     def milestone(self, event: Event) -> tuple[str, str] | None:
         """See LiveDisplay."""
-        if event["event"] == "begun":
-            return event["message"], ""
-        return (f"Warning: {event['message']}", "yellow") if event["event"] == "warning" else None
+        return milestone(event)
 
 
 def error_text(error: float | None) -> str:

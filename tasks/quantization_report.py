@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from engine.quantizer_report import QuantizationReport
 from engine.quantizer_settings import QuantizerSettings
 from tasks.calibration_rows import CalibrationRows
+from tasks.evaluation import Evaluation
 from tasks.gate import Verdict
 
 
@@ -47,10 +48,12 @@ class Quantization(QuantizationReport):
     """What decides the bytes: digests of the model and of the calibration rows, and the settings."""
     settings: QuantizerSettings
     calibration: Calibration
-    evaluation: dict[str, Any] | None = None
+    evaluation: Evaluation | None = None
     """None without a gate."""
     verdict: Verdict | None = None
     warnings: tuple[str, ...] = ()
+    pointer: str | None = None
+    """What leads to it now, where one was named."""
 
     @property
     def state(self) -> str:

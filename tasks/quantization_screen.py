@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tasks.evaluation import Evaluation
 from tasks.figures import duration, plural, printable, share, size
 from tasks.quantization_progress import error_text
 from tasks.quantization_report import Quantization
 
 _STYLES = {"completed": "bold green", "refused": "bold red"}
-_MEASURES = (("accuracy", "Accuracy"), ("match", "Answers that match"), ("perplexity", "Perplexity"))
 
 
 def print_quantization(report: Quantization, console: Console, *, before: bool = False) -> None:
@@ -36,8 +35,10 @@ def print_quantization(report: Quantization, console: Console, *, before: bool =
     if report.verdict is not None or report.warnings:
         console.print(_sentences(report))
     places = [("Model", report.model), ("Checkpoint", report.output)]
-    if report.evaluation is not None and report.evaluation["report"]:
-        places.append(("Report", report.evaluation["report"]))
+    if report.evaluation is not None:
+        places.append(("Report", report.evaluation.report))
+    if report.pointer is not None:
+        places.append(("Pointer", report.pointer))
     for name, place in places:
         console.print(Text.assemble(f"{name:<11} ", (printable(place), "cyan")), soft_wrap=True)
 
@@ -87,9 +88,9 @@ def _lines(report: Quantization) -> Iterator[tuple[str, str, str]]:
     yield "Size", size(report.bytes_after), saved + linear
 
 
-def _comparison(evaluation: dict[str, Any]) -> Table:
+def _comparison(evaluation: Evaluation) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column(f"on {evaluation['rows']:,} other rows")
+    table.add_column(f"on {plural(evaluation.rows, 'other row')}")
     for name in ("original", "quantized", "change", "95 % interval"):
         table.add_column(name, justify="right")
     for cells in _compared(evaluation):
@@ -97,21 +98,28 @@ def _comparison(evaluation: dict[str, Any]) -> Table:
     return table
 
 
-def _compared(evaluation: dict[str, Any]) -> Iterator[tuple[str, str, str, str, str]]:
-    theirs, ours = evaluation["reference"], evaluation["candidate"]
-    for key, name in _MEASURES:
-        before, after, change = theirs.get(key), ours.get(key), evaluation.get(f"{key}_change")
+def _compared(evaluation: Evaluation) -> Iterator[tuple[str, str, str, str, str]]:
+    """A line for each measure: its name, both models', the change and its interval."""
+    ours, theirs, agreement = evaluation.candidate, evaluation.reference, evaluation.agreement
+    assert theirs is not None, "a gate compares two models"
+    for name, before, after, change, shown in (
+        ("Accuracy", theirs.accuracy, ours.accuracy, evaluation.accuracy_change, _percent),
+        ("Answers that match", theirs.match, ours.match, None, _percent),
+        ("Perplexity", theirs.perplexity, ours.perplexity, evaluation.perplexity_change, _figure),
+    ):
         if before is not None and after is not None:
-            shown = [
-                f"{found['value']:.4g}" if key == "perplexity" else _percent(found["value"])
-                for found in (before, after)
-            ]
-            span = f"{_signed(change['low'])} to {_signed(change['high'])}" if change else ""
-            yield name, shown[0], shown[1], _signed(change["value"]) if change else "", span
-    agreement = evaluation.get("agreement") or {}
-    for key, name in (("answers", "Same answers"), ("tokens", "Same likeliest tokens")):
-        if (found := agreement.get(key)) is not None:
-            yield name, "", _percent(found["value"]), "", f"{_percent(found['low'])} to {_percent(found['high'])}"
+            changed = (
+                (_signed(change.value), f"{_signed(change.low)} to {_signed(change.high)}") if change else ("", "")
+            )
+            yield name, shown(before.value), shown(after.value), *changed
+    if agreement is not None:
+        for name, found in (("Same answers", agreement.answers), ("Same likeliest tokens", agreement.tokens)):
+            if found is not None:
+                yield name, "", _percent(found.value), "", f"{_percent(found.low)} to {_percent(found.high)}"
+
+
+def _figure(value: float) -> str:
+    return f"{value:.4g}"
 
 
 def _percent(value: float) -> str:

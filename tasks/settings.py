@@ -89,6 +89,9 @@ class QuantizeSettings(Section):
     max_loss: float = Field(
         0.02, ge=0, description="Most that accuracy may fall, or perplexity grow where no right answers are known."
     )
+    promote: str | None = Field(
+        None, description="A pointer (overnight promote) to move to the checkpoint once it is published."
+    )
 
     @model_validator(mode="after")
     def _supported(self) -> QuantizeSettings:

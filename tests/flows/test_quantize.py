@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from data.checkpoint import Checkpoint
-from engine.quantizer_process import quantize_in_child
+from engine.quantizer_process import quantize_in_children
 from engine.quantizer_report import REPORT_NAME
 from tasks.calibration_rows import calibration_rows
 from tasks.configuration import load_settings
@@ -43,7 +43,7 @@ dp_degree = 1
 [quantize]
 rows = 8
 max_tokens = 48
-group_size = 64
+group_size = 128
 """
 
 
@@ -92,7 +92,7 @@ def undisturbed(settings: Settings, output: Path) -> None:
     """The checkpoint of the settings, without the program around it."""
     checkpoint = Checkpoint.open(settings.model.path)
     rows = calibration_rows(settings, checkpoint)
-    quantize_in_child(checkpoint.folder, output, settings.quantize.quantizer(), rows.ids, lambda *_: None)
+    quantize_in_children(checkpoint.folder, output, settings.quantize.quantizer(), rows.ids, lambda *_: None)
 
 
 def test_kills_of_child_and_driver_cost_no_layer_and_change_no_byte(
