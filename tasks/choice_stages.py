@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,9 @@ from tasks.figures import plural
 from tasks.job import results_of
 from tasks.live_display import Terminal, print_line
 from tasks.milestones import milestone
+from tasks.placement import device_names
 from tasks.recorded_events import read_events, replay
+from tasks.turns import LOOK_SECONDS, turn_of
 
 
 class Sample:
@@ -55,16 +58,21 @@ def draw_sample(job: ChoiceJob) -> Sample:
 
 @task(name="quantize", cache_policy=NO_CACHE, persist_result=False)
 def make_int4(job: ChoiceJob) -> str | None:
-    """Make the int4 checkpoint, unless one was given. Why that cannot be done; None if it was."""
+    """Make the int4 checkpoint, unless one was given, at this run's turn. Why that cannot be done; None if it was."""
     if job.int4 is not None:
         return None
+    placement = job.job.placement
 
     def hear(layer: LayerReport, layers: int) -> None:
         _tell(f"Layer {layer.layer + 1} of {layers} rounded to int4")
 
     try:
         rows = calibration_rows(job.settings, job.job.checkpoint)
-        quantize_in_children(job.job.checkpoint.folder, job.scratch / INT4, job.quantizer, rows.ids, hear)
+        with turn_of("int4 weights for bench --choose", job.settings, device_names(placement), _show) as turn:
+            while not turn.ours():
+                time.sleep(LOOK_SECONDS)
+            model, devices = job.job.checkpoint.folder, [placement.environment(0)] if placement.gpus else [{}]
+            quantize_in_children(model, job.scratch / INT4, job.quantizer, rows.ids, hear, devices)
     except (ValueError, QuantizationFailed) as error:  # InputError is a ValueError
         return str(error)
     return None
@@ -156,6 +164,10 @@ def _equal(ours: Answers, others: Answers) -> Flags:
 
 
 def _tell(message: str) -> None:
-    line = milestone({"event": "note", "message": message})
+    _show({"event": "note", "message": message})
+
+
+def _show(event: dict[str, Any]) -> None:
+    line = milestone(event)
     if line is not None:
         print_line(Terminal(stderr=True), *line)

@@ -197,5 +197,6 @@ def _beginning(job: QuantizationJob) -> str:
 
 
 def _as_settings(message: str) -> str:
-    """The engine's message with the names that settings have for a user."""
+    """The engine's message with the names that settings have for a user, and the remedy that the command has."""
+    message = message.replace("or delete that folder", "or drop it with --fresh")
     return re.sub(r"\b(quant_method|group_size|model_path)\b", lambda found: _ENGINE_NAMES[found[0]], message)
