@@ -9,7 +9,16 @@ from rich.table import Table
 from rich.text import Text
 
 from tasks.evaluation import Evaluation
-from tasks.evaluation_table import Cell, Line, agreement_lines, score_lines, slice_columns, slice_lines, slice_metrics
+from tasks.evaluation_table import (
+    Cell,
+    Line,
+    agreement_lines,
+    score_lines,
+    slice_columns,
+    slice_lines,
+    slice_metrics,
+    task_lines,
+)
 from tasks.figures import plural, printable
 from tasks.summary import markdown_cell
 
@@ -29,6 +38,9 @@ def print_evaluation(evaluation: Evaluation, console: Console) -> None:
     if evaluation.agreement is not None:
         console.print()
         console.print(_table("", ["agreement", ""], list(agreement_lines(evaluation)), apart))
+    if evaluation.tasks:
+        console.print()
+        console.print(_table("lm-eval", _headings(evaluation)[:2], list(task_lines(evaluation)), apart))
     for column in slice_columns(evaluation):
         fitting = max(1, (console.width - 30) // _METRIC_WIDTH)
         metrics = slice_metrics(evaluation, column)[:fitting]
@@ -47,6 +59,8 @@ def as_markdown(evaluation: Evaluation) -> str:
     lines += _markdown(["", *_headings(evaluation)], list(score_lines(evaluation)))
     if evaluation.agreement is not None:
         lines += ["", *_markdown(["", "agreement", ""], list(agreement_lines(evaluation)))]
+    if evaluation.tasks:
+        lines += ["", *_markdown(["lm-eval", *_headings(evaluation)[:2]], list(task_lines(evaluation)))]
     for column in slice_columns(evaluation):
         metrics = slice_metrics(evaluation, column)
         headings = [column, "rows", *_slice_headings(evaluation, metrics)]

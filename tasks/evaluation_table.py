@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from tasks.evaluation import Estimate, Evaluation, ModelScores
+from tasks.evaluation import Estimate, Evaluation, ModelScores, TaskFigure
 from tasks.figures import plural
+
+NORMAL = 1.96
+"""Standard errors on each side that hold 95 % of a normal distribution."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,20 @@ def slice_metrics(evaluation: Evaluation, column: str) -> list[str]:
     return [name for name, _, find in METRICS if any(find(model) is not None for model in models)]
 
 
+def task_lines(evaluation: Evaluation) -> Iterator[Line]:
+    """Each metric of each task of lm-eval, the models side by side."""
+    for score in evaluation.tasks:
+        figures = [score.candidate, *([] if score.reference is None else [score.reference])]
+        yield Line(f"{score.task}, {score.metric}", tuple(map(_task_cell, figures)))
+
+
+def _task_cell(figure: TaskFigure) -> Cell:
+    if figure.error is None:
+        return Cell(_four(figure.value))
+    low, high = figure.value - NORMAL * figure.error, figure.value + NORMAL * figure.error
+    return Cell(_four(figure.value), f"{_four(low)} to {_four(high)}")
+
+
 def slice_columns(evaluation: Evaluation) -> list[str]:
     """The columns by whose values rows are told apart, in order."""
     return list(dict.fromkeys(part.column for part in evaluation.slices))
@@ -100,9 +117,9 @@ def _signed(value: float) -> str:
 
 def _four(value: float) -> str:
     """Four significant digits, without an exponent where there is room."""
-    if value >= 1000:
+    if abs(value) >= 1000:
         return f"{value:,.0f}"
-    return f"{value:#.4g}".rstrip(".") if value >= 1e-4 or not value else f"{value:.2e}"
+    return f"{value:#.4g}".rstrip(".") if abs(value) >= 1e-4 or not value else f"{value:.2e}"
 
 
 SHARE, CHANGE, NUMBER = Style(_percent, " %"), Style(_signed, " %"), Style(_four, "")

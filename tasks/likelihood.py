@@ -7,8 +7,8 @@ tasks.likelihood_process.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,13 +75,18 @@ def measure_likelihoods(job: EvaluationJob, texts: Sequence[Text], rows: int, te
     found = Likelihoods.empty(rows)
     if not texts:
         return found
-    with ExitStack() as stack:
-        devices = device_names(job.job.placement)
-        turn = stack.enter_context(turn_of(f"evaluation of {job.folder.name}", job.settings, devices, tell))
-        while not turn.ours():
-            time.sleep(LOOK_SECONDS)
+    with at_turn(job, tell), ExitStack() as stack:
         _Measurement(job, texts, found, tell).run(stack)
     return found
+
+
+@contextmanager
+def at_turn(job: EvaluationJob, tell: Tell) -> Iterator[None]:
+    """Have the devices for the block, which makes way for nobody; waits where another run has them."""
+    with turn_of(f"evaluation of {job.folder.name}", job.settings, device_names(job.job.placement), tell) as turn:
+        while not turn.ours():
+            time.sleep(LOOK_SECONDS)
+        yield
 
 
 class _Measurement:
@@ -117,14 +122,10 @@ class _Measurement:
         attend(children, self._job.settings.workers.stall_timeout, self._take)
 
     def _order(self, path: Any, part: int, parts: int, threads: int) -> LikelihoodOrder:
-        job, settings = self._job, self._job.settings
-        reference = None
-        if job.reference is not None:
-            model = settings.model.model_copy(update=job.reference_settings)
-            reference = settings.model_copy(update={"model": model})
+        job = self._job
         return LikelihoodOrder(
-            candidate=settings,
-            reference=reference,
+            candidate=job.loading("candidate"),
+            reference=None if job.reference is None else job.loading("reference"),
             device=job.job.placement.device,
             threads=threads,
             texts=path,

@@ -237,6 +237,7 @@ def test_prefect_gets_text_without_markup_of_rows() -> None:
         ({"job__kind": "score", "job__column": "text", "evaluate__pattern": "a"}, ["evaluate.pattern"]),
         ({"evaluate__pattern": "(a"}, ["evaluate.pattern", "regular expression"]),
         ({"evaluate__rows": 0}, ["evaluate.rows"]),
+        ({"evaluate__tasks": ["absent.yaml"]}, ["evaluate.tasks"]),
     ],
 )
 def test_a_wrong_setting_is_named(tmp_path: Path, changes: dict[str, Any], words: list[str]) -> None:
@@ -309,6 +310,52 @@ def test_a_text_is_scored_as_infer_scores_it(tmp_path: Path) -> None:
     assert (found.candidate.accuracy, found.reference, found.agreement) == (None, None, None)
     assert Evaluation.model_validate_json((tmp_path / "out" / RECORD).read_text()) == found
     assert Path(found.report).is_file()
+
+
+SENTIMENTS = ["neutral", "negative", "positive"]
+
+
+def test_a_task_of_the_harness_is_measured_under_both_models(tmp_path: Path) -> None:
+    """A task without network; its accuracy is that of the choice that transformers' logits find likeliest."""
+    pytest.importorskip("lm_eval", reason="the extra `harness` is not installed")
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    lines = (SAMPLE / "messages.jsonl").read_text().splitlines()[:12]
+    (tmp_path / "rows.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    task = {
+        "task": "sentiment",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(tmp_path / "rows.jsonl")}, "cache_dir": str(tmp_path / "cache")},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{text}} It sounds",
+        "doc_to_choice": SENTIMENTS,
+        "doc_to_target": "sentiment",
+        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+    }
+    (tmp_path / "task.yaml").write_text(json.dumps(task))  # JSON is YAML, too
+    changes = {"job__kind": "score", "job__column": "text", "job__prompt": None, "job__expected": None}
+    job = prepared(tmp_path, evaluate__tasks=[str(tmp_path / "task.yaml")], evaluate__rows=3, **changes)
+    with folder_of(job):
+        (found,) = compare.fn(job, draw.fn(job)).tasks
+    tokenizer = AutoTokenizer.from_pretrained(MODEL)
+    model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
+    right = 0
+    for row in map(json.loads, lines):
+        likelihoods = []
+        for choice in SENTIMENTS:
+            begin = len(tokenizer(f"{row['text']} It sounds")["input_ids"])
+            ids = torch.tensor([tokenizer(f"{row['text']} It sounds {choice}")["input_ids"]])
+            with torch.no_grad():
+                logprobs = model(input_ids=ids).logits[0, begin - 1 : -1].log_softmax(1)
+            likelihoods.append(logprobs.gather(1, ids[0, begin:, None]).sum().item())
+        right += SENTIMENTS[int(np.argmax(likelihoods))] == row["sentiment"]
+    assert (found.task, found.metric) == ("sentiment", "acc")
+    assert found.reference == found.candidate
+    assert found.candidate.value == pytest.approx(right / 12)
+    assert found.candidate.error is not None
+    assert "sentiment, acc" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_a_process_that_cannot_load_a_model_is_told_as_such(tmp_path: Path) -> None:
