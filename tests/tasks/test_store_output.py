@@ -35,10 +35,11 @@ def test_the_run_lies_on_the_local_disk(tmp_path: Path, monkeypatch: pytest.Monk
     job = prepared("s3://bucket/results/{date}/{run}")
     assert job.output_path == f"s3://bucket/results/2026-11-26/{job.run_id}"
     assert job.run_path == tmp_path / ".overnight" / job.run_id
+    assert prepared("s3://bucket/{date}.jsonl").output_path == "s3://bucket/2026-11-26.jsonl"
     assert prepared("s3://bucket/results", tmp_path / "elsewhere").run_path == tmp_path / "elsewhere"
 
 
-@pytest.mark.parametrize("output", ["gs://bucket/out", "s3://bucket/out.jsonl", "s3://key:secret@bucket/out"])
+@pytest.mark.parametrize("output", ["gs://bucket/out", "s3://bucket/.out.jsonl", "s3://key:secret@bucket/out"])
 def test_a_url_that_cannot_be_written_is_refused_without_asking_it(output: str) -> None:
     with pytest.raises(InputError, match=r"output\.path") as found:
         prepared(output)
