@@ -98,7 +98,7 @@ class Bucket:
         return f"s3://{self.name}/{key}"
 
     def list_folder(self, prefix: str) -> dict[str, int | None]:
-        """Sizes of the objects right below a prefix that ends with a slash; None for a folder, named with a slash."""
+        """Sizes of the objects whose keys begin with a prefix, by the rest; None for a folder, named with a slash."""
         found: dict[str, int | None] = {}
         with self._explained(prefix):
             pages = self._client.get_paginator("list_objects_v2")
@@ -153,20 +153,24 @@ class Bucket:
                 raise
             return etag
 
-    def put_file(self, key: str, path: Path, sha256: str) -> None:
+    def put_file(self, key: str, path: Path, sha256: str, *, replaces: str | None = None) -> None:
         """Write an object from a file, unless it is there already, and make sure that the store has these bytes.
+
+        With `replaces`, in place of the object that still has that etag.
 
         Raises:
             Refused: the object is there with other content, or was stored with it. Unanswered: it is not there.
         """
         try:
             with path.open("rb") as file:
-                self._put(key, file, sha256, None)
+                self._put(key, file, sha256, replaces)
         except (Refused, Unanswered) as error:
             try:
-                self.stored(key)
+                found = self.stored(key)
             except Missing:
                 raise error from None
+            if found.etag == replaces:
+                raise
         if self.digest(key) != sha256:
             raise Refused(f"{self.url(key)} holds other content than was written: delete it, and run again")
 

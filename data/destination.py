@@ -10,12 +10,13 @@ from typing import BinaryIO, Literal, Protocol
 
 from data.manifest import Manifest, PartFile
 from data.run_folder import RunFolder
+from data.store_file import StoreFile
 from data.store_target import StoreTarget
 from data.target import Format, Target
 
 
 class Destination(Protocol):
-    """What `Target` does for paths and `StoreTarget` for URLs; their docstrings say how."""
+    """What `Target` does for paths, `StoreTarget` and `StoreFile` for URLs; their docstrings say how."""
 
     @property
     def name(self) -> str:
@@ -60,7 +61,10 @@ class Destination(Protocol):
 
 def destination(path: Path | str, run: RunFolder | None = None) -> Destination:
     """The place at a path or URL. `run` is needed to publish there. InputError if nothing can be published there."""
-    return StoreTarget.at(str(path), run) if is_url(path) else Target.at(path, run)
+    if not is_url(path):
+        return Target.at(path, run)
+    url = str(path)
+    return (StoreFile if url.rstrip("/").endswith((".parquet", ".jsonl")) else StoreTarget).at(url, run)
 
 
 def destination_name(path: str) -> str:

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from data.destination import Destination
 
 
+_NOTES = ("replace.json", "replacing.json")
+
+
 def record(run: RunFolder, manifest: Manifest, state: Mapping[str, Any]) -> Manifest:
     """Record a result about to be placed; `state` is what it was assembled from. The recorded manifest counts."""
     content = json.dumps({"state": state, "manifest": manifest.to_bytes().decode()}, indent=1).encode()
@@ -85,14 +88,33 @@ def replaced_files(run: RunFolder, target: Destination) -> set[str]:
     return set(seen["files"]) if seen.get("path") == target.name else set()
 
 
+def replacing(run: RunFolder, target: Destination, version: str) -> None:
+    """Record that the file of this version at the target is about to lose its manifest, and then to be replaced."""
+    path = run.publications / "replacing.json"
+    path.unlink(missing_ok=True)
+    content = json.dumps({"path": target.name, "version": version}).encode()
+    write_file(run.tmp, path, lambda file: file.write(content))
+
+
+def being_replaced(run: RunFolder, target: Destination) -> str | None:
+    """The version of the file at the target that lost its manifest to this ledger's replacement, if that was begun."""
+    seen = _noted(run, "replacing.json")
+    return str(seen["version"]) if seen.get("path") == target.name else None
+
+
 def withdraw(run: RunFolder) -> None:
     """The replacement is done: forget the permission."""
-    (run.publications / "replace.json").unlink(missing_ok=True)
+    for name in _NOTES:
+        (run.publications / name).unlink(missing_ok=True)
 
 
 def _permission(run: RunFolder) -> dict[str, Any]:
+    return _noted(run, "replace.json")
+
+
+def _noted(run: RunFolder, name: str) -> dict[str, Any]:
     try:
-        return dict(json.loads((run.publications / "replace.json").read_bytes()))
+        return dict(json.loads((run.publications / name).read_bytes()))
     except FileNotFoundError:
         return {}
 
@@ -117,7 +139,7 @@ def _read(path: Path) -> tuple[Manifest, Any]:
 
 
 def _records(run: RunFolder) -> list[Path]:
-    return sorted(path for path in run.publications.glob("*.json") if path.name != "replace.json")
+    return sorted(path for path in run.publications.glob("*.json") if path.name not in _NOTES)
 
 
 def _path(run: RunFolder, manifest: Manifest) -> Path:

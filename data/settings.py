@@ -97,7 +97,7 @@ class OutputSettings(Section):
     """Where the results go and what they hold."""
 
     path: str = Field(
-        "", description="A folder, one .parquet or .jsonl file, or s3://BUCKET/PREFIX; may hold {date} and {run}."
+        "", description="A folder or one .parquet or .jsonl file, local or s3://BUCKET/...; may hold {date} and {run}."
     )
     format: Literal["parquet", "jsonl"] = Field("parquet", description="Format of a folder's files.")
     error_budget: float = Field(0.01, ge=0, le=1, description="Share of error rows above which nothing is published.")

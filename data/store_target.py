@@ -40,7 +40,7 @@ _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
 @dataclass(frozen=True, slots=True)
 class StoreTarget:
-    """An output URL, always a folder of parts. `run` is needed to publish, and not to read."""
+    """An output URL that is a folder of parts. `run` is needed to publish, and not to read."""
 
     bucket: Bucket
     prefix: str
@@ -52,7 +52,7 @@ class StoreTarget:
 
     @classmethod
     def at(cls, url: str, run: RunFolder | None = None) -> StoreTarget:
-        """InputError for a URL of another scheme, without a bucket or prefix, or one that names a single file."""
+        """InputError for a URL of another scheme, or without a bucket or prefix."""
         scheme, _, rest = url.partition("://")
         bucket, _, prefix = rest.partition("/")
         prefix = prefix.strip("/")
@@ -62,10 +62,6 @@ class StoreTarget:
             raise InputError("output.path names no bucket: write s3://BUCKET/PREFIX, and credentials nowhere in it")
         if not prefix or re.search(r"[*?\[\]#]|//|(^|/)[._]", prefix):
             raise InputError(f"output.path {url} needs a prefix of its own, of plain names: s3://BUCKET/PREFIX")
-        if prefix.endswith((".parquet", ".jsonl")):
-            raise InputError(
-                f"output.path {url}: an object store cannot replace a file together with its manifest; name a prefix"
-            )
         return cls(Bucket(bucket), prefix, run)
 
     @property
@@ -78,7 +74,15 @@ class StoreTarget:
 
     @property
     def _manifest(self) -> str:
-        return f"{self.prefix}/_manifest.json"
+        return self._key("_manifest.json")
+
+    @property
+    def _lease(self) -> str:
+        return self._key("_lease.json")
+
+    def _key(self, name: str) -> str:
+        """The key of an object that belongs to the output."""
+        return f"{self.prefix}/{name}"
 
     def format(self, of_folder: Format) -> Format:
         """The format of its files, which is the setting for folders."""
@@ -86,7 +90,7 @@ class StoreTarget:
 
     def lock(self) -> AbstractContextManager[None]:
         """Exclude other drivers that publish here; Held if there is one."""
-        return leased(self.bucket, f"{self.prefix}/_lease.json", self._owner, f"the output {self.name}")
+        return leased(self.bucket, self._lease, self._owner, f"the output {self.name}")
 
     @property
     def _owner(self) -> str:
@@ -104,12 +108,11 @@ class StoreTarget:
         Raises:
             InputError: it ignores them, or refuses its use. Unanswered, Expired: another try may find it in order.
         """
-        probe = f"_probe-{self._owner[:16]}-"
-        key = f"{self.prefix}/{probe}{secrets.token_hex(4)}"
+        probe = self._key(f"_probe-{self._owner[:16]}-")
+        key = f"{probe}{secrets.token_hex(4)}"
         try:
-            for name in self.bucket.list_folder(f"{self.prefix}/"):
-                if name.startswith(probe):
-                    self.bucket.delete(f"{self.prefix}/{name}")
+            for name in self.bucket.list_folder(probe):
+                self.bucket.delete(f"{probe}{name}")
             etag = self.bucket.put(key, b"probe")
             try:
                 kept = self._refuses(key) and self._refuses(key, '"0123456789abcdef0123456789abcdef"')
@@ -136,7 +139,7 @@ class StoreTarget:
         """Bytes of the data files here, or of those assembled at `place`; None for what is no file."""
         if place is not None:
             return staged_sizes(place)
-        found = self.bucket.list_folder(f"{self.prefix}/")
+        found = self.bucket.list_folder(self._key(""))
         return {name: size for name, size in sorted(found.items()) if name[0] not in "._"}
 
     @property
@@ -164,11 +167,11 @@ class StoreTarget:
 
     def path_of(self, name: str) -> str:
         """A data file's URL."""
-        return f"{self.name}/{name}"
+        return self.bucket.url(self._key(name))
 
     def sha256(self, name: str, *, read: bool = False) -> str:
         """SHA-256 of a data file: the store's own, or with `read` and where it has none, of the bytes as they come."""
-        return self.bucket.digest(f"{self.prefix}/{name}", read=read)
+        return self.bucket.digest(self._key(name), read=read)
 
     def digest(self, place: Path | None = None) -> str | None:
         """Digest of the data files, comparable with `Manifest.digest`; None if there are none."""
@@ -220,7 +223,7 @@ class StoreTarget:
         self.write_manifest(manifest, replaced)
 
     def _send(self, place: Path, file: PartFile, present: Collection[str]) -> None:
-        key = f"{self.prefix}/{file.name}"
+        key = self._key(file.name)
         if file.name not in present:
             self.bucket.put_file(key, place / file.name, file.sha256)
         elif self.bucket.digest(key) != file.sha256:
@@ -251,7 +254,7 @@ class StoreTarget:
         """Delete parts that belong to no result any more."""
         for name in self.sizes():
             if name in names:
-                self.bucket.delete(f"{self.prefix}/{name}")
+                self.bucket.delete(self._key(name))
 
     def clean(self) -> None:
         """Remove what was assembled."""

@@ -123,10 +123,10 @@ def test_hidden_states_are_those_of_dense_products() -> None:
     assert (found - wanted).norm() / wanted.norm() < 0.08
 
 
-def first_tokens(whole: PreTrainedModel, prompts: list[list[int]]) -> list[int]:
-    """Two tokens of each prompt: the second of a decode step, which is captured."""
+def first_tokens(whole: PreTrainedModel, prompts: list[list[int]], share: float) -> list[int]:
+    """Two tokens of each prompt: the second of a decode step, which is captured. The engine takes `share` of memory."""
     engine = Generator(
-        whole, SamplingSettings(max_tokens=2), EngineSettings(memory_fraction=0.3), stop_ids=(), token_bytes=(),
+        whole, SamplingSettings(max_tokens=2), EngineSettings(memory_fraction=share), stop_ids=(), token_bytes=(),
         context_length=1024,
     )  # fmt: skip
     done = run(engine, [Request(id=number, prompt=ids, max_tokens=2) for number, ids in enumerate(prompts)])
@@ -141,11 +141,11 @@ def test_greedy_tokens_are_those_of_dense_products(monkeypatch: pytest.MonkeyPat
     prompts = [[int(token) for token in generator.integers(0, 256, generator.integers(300, 400))] for _ in range(100)]
     whole = model()
     monkeypatch.setattr(sparse, "_fastest", {})
-    found = first_tokens(whole, prompts)
+    found = first_tokens(whole, prompts, 0.2)
     assert sparse._fastest
     monkeypatch.setattr(sparse, "usable", lambda *_: False)
     monkeypatch.setattr(sparse, "_fastest", {})
-    wanted = first_tokens(whole, prompts)
+    wanted = first_tokens(whole, prompts, 0.5)
     assert not sparse._fastest
     assert len(set(wanted)) > 20
     assert sum(one == other for one, other in zip(found, wanted, strict=True)) >= 80

@@ -35,6 +35,7 @@ def test_the_run_lies_on_the_local_disk(tmp_path: Path, monkeypatch: pytest.Monk
     job = prepared("s3://bucket/results/{date}/{run}")
     assert job.output_path == f"s3://bucket/results/2026-11-26/{job.run_id}"
     assert job.run_path == tmp_path / ".overnight" / job.run_id
+    assert prepared("s3://bucket/{date}.jsonl").output_path == "s3://bucket/2026-11-26.jsonl"
     assert prepared("s3://bucket/results", tmp_path / "elsewhere").run_path == tmp_path / "elsewhere"
 
 
@@ -45,7 +46,7 @@ def test_the_run_lies_on_the_local_disk(tmp_path: Path, monkeypatch: pytest.Monk
         ("https://bucket/out", "has the scheme https://"),
         ("file:///tmp/out", "has the scheme file://"),
         ("s4://bucket/out", "has the scheme s4://"),
-        ("s3://bucket/out.jsonl", "name a prefix"),
+        ("s3://bucket/.out.jsonl", ""),
         ("s3://key:secret@bucket/out", "must not hold a password"),
     ],
 )

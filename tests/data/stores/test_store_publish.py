@@ -196,7 +196,7 @@ def test_no_secret_is_written_anywhere(bench: Bench, done: Any) -> None:
         ("s3://bucket/a//b", "needs a prefix"),
         ("s3://bucket/out*", "needs a prefix"),
         ("s3://bucket/_out", "needs a prefix"),
-        ("s3://bucket/out.parquet", "name a prefix"),
+        ("s3://bucket/_out.parquet", "needs a prefix"),
     ],
 )
 def test_other_urls_are_refused(done: Any, url: str, message: str) -> None:
