@@ -185,7 +185,7 @@ def _counts(report: RunReport) -> Iterator[tuple[str, str, str]]:
     if report.deaths:
         yield "Deaths", f"{sum(report.deaths.values()):,}", _deaths(report.deaths)
     if not report.workers:
-        yield "Workers", "0", "nothing was left to compute" if report.published else "none was started"
+        yield "Workers", "0", "nothing was left to compute" if report.state == "completed" else "none was started"
         return
     where = "on the CPU" if report.device == "cpu" else "on GPUs"
     if report.finish_spread is not None:
