@@ -240,7 +240,9 @@ def test_truncation_shortens_the_rows_text_and_keeps_the_instruction() -> None:
 
 def test_a_text_of_megabytes_is_refused_or_shortened() -> None:
     record = {"text": "word " * 4_000_000}
-    assert codes(prompter(prompt=CHAT).encode([record])) == {0: "prompt_too_long"}
+    refused = prompter(prompt=CHAT).encode([record])
+    assert codes(refused) == {0: "prompt_too_long"}
+    assert "has too many tokens" in refused.errors[0].message, "it was encoded to be counted"
     (ids,) = prompter(long="truncate", prompt=CHAT).encode([record]).ids
     assert 1000 <= len(ids) <= 1008
 
