@@ -112,6 +112,7 @@ def test_safetensors_that_cannot_be_whole(model: Path) -> None:
 @pytest.mark.parametrize("name", ["../outside.safetensors", "/etc/passwd", "x.bin", "missing.safetensors", 3])
 def test_an_index_cannot_name_files_elsewhere(model: Path, name: Any) -> None:
     shutil.copy(model / "model.safetensors", model.parent / "outside.safetensors")
+    shutil.copy(model / "model.safetensors", model / "x.bin")
     (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
     refused(model, "index|missing")
 

@@ -150,3 +150,16 @@ def test_a_name_that_cannot_be_made_durable_is_an_error(tmp: Path, monkeypatch: 
         write_file(tmp, tmp.parent / "record", lambda file: file.write(b"whole"))
     assert synced == 2
     assert not list(tmp.iterdir())
+
+
+def test_a_link_that_was_made_though_it_was_refused_counts(tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network filesystem repeats a link whose answer was lost, and finds its own name."""
+    real = os.link
+
+    def twice(staged: Path, target: Path) -> None:
+        real(staged, target)
+        real(staged, target)
+
+    monkeypatch.setattr(os, "link", twice)
+    assert write_file(tmp, tmp.parent / "record", lambda file: file.write(b"ours"))
+    assert (tmp.parent / "record").read_bytes() == b"ours"

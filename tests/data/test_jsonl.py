@@ -200,3 +200,15 @@ def test_a_value_that_is_not_of_the_planned_type_is_named_by_its_column(value: b
     with pytest.raises(RunError, match=r"x\.jsonl: column 'a' does not fit its planned type") as caught:
         chunk.arrow(pa.schema([("a", pa.int64())]))
     assert "SECRET" not in str(caught.value)
+
+
+def test_a_last_line_over_the_cap_is_a_row_too() -> None:
+    first, last = split_lines([b'{"a": 1}\n', b"x" * 20, b"x" * 20], max_line=30)
+    assert (first.text, last.text, last.number, last.ended) == (b'{"a": 1}', None, 2, False)
+
+
+def test_line_ends_and_the_mark_at_the_beginning_are_no_part_of_a_line() -> None:
+    first, second = split_lines([b'\xef\xbb\xbf{"a": 1}\r\n\xef\xbb\xbf{"a": 2}\r\n'])
+    assert first.text == b'{"a": 1}'
+    assert second.text == b'\xef\xbb\xbf{"a": 2}'
+    assert code(second.text) == "invalid_json"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import subprocess
 import sys
 import time
@@ -72,6 +73,26 @@ def test_a_program_started_by_the_holder_does_not_keep_the_lock(tmp_path: Path) 
     finally:
         child.kill()
         child.wait()
+
+
+def test_a_lock_whose_file_is_removed_while_it_is_taken_is_taken_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, real = tmp_path / "lock", fcntl.flock
+    removed = False
+
+    def after_its_holder_left(descriptor: int, operation: int) -> None:
+        nonlocal removed
+        if not removed:
+            removed = True
+            path.unlink()
+        real(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", after_its_holder_left)
+    with locked(path, "x"):
+        assert path.exists()
+        with pytest.raises(Held), locked(path, "x"):
+            pass
 
 
 def test_releasing_leaves_the_lock_of_a_new_folder_alone(tmp_path: Path) -> None:

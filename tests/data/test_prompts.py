@@ -177,6 +177,15 @@ def with_regex(model: Path) -> Path:
     return model
 
 
+def test_a_text_that_the_tokenizer_drops_is_blank(model: Callable[..., Path]) -> None:
+    folder = model()
+    state = json.loads((folder / "tokenizer.json").read_text())
+    state["normalizer"] = {"type": "Replace", "pattern": {"String": "x"}, "content": ""}
+    (folder / "tokenizer.json").write_text(json.dumps(state))
+    prompts = prompter(folder, prompt="{{ text }}").encode([{"text": "xxx"}, {"text": "xax"}])
+    assert codes(prompts) == {0: "blank_prompt"}
+
+
 @pytest.mark.parametrize("job", [{"prompt": "{{ text }}"}, {"kind": "score", "column": "text"}])
 def test_a_text_that_the_tokenizer_fails_on_costs_its_row(model: Callable[..., Path], job: dict[str, Any]) -> None:
     hostile = "SECRET" + "a" * 40 + "!"
@@ -207,6 +216,13 @@ def test_the_longest_prompt_that_fits(kind: str, fits: int) -> None:
     assert len(truncated.ids[0]) == (1008 if kind == "generate" else 1024)
 
 
+def test_the_longest_text_that_fits() -> None:
+    records = [{"text": "word " * count} for count in (511, 512)]
+    lengths = [len(ids) for ids in prompter(kind="embed", prompt="{{ text }}").encode(records).ids]
+    assert lengths == [1022, 1024]
+    assert codes(prompter(prompt="{{ text }}").encode(records)) == {1: "prompt_too_long"}
+
+
 def test_truncation_shortens_the_rows_text_and_keeps_the_instruction() -> None:
     tokenizer = Checkpoint.open(str(BUNDLED)).tokenizer()
     chat = [{"role": "user", "content": "First: {{ a }}\nThen: {{ b }}\nWhat is it?"}]
@@ -224,7 +240,9 @@ def test_truncation_shortens_the_rows_text_and_keeps_the_instruction() -> None:
 
 def test_a_text_of_megabytes_is_refused_or_shortened() -> None:
     record = {"text": "word " * 4_000_000}
-    assert codes(prompter(prompt=CHAT).encode([record])) == {0: "prompt_too_long"}
+    refused = prompter(prompt=CHAT).encode([record])
+    assert codes(refused) == {0: "prompt_too_long"}
+    assert "has too many tokens" in refused.errors[0].message, "it was encoded to be counted"
     (ids,) = prompter(long="truncate", prompt=CHAT).encode([record]).ids
     assert 1000 <= len(ids) <= 1008
 

@@ -115,10 +115,14 @@ def test_preflight_refuses_a_filesystem_without_what_publication_needs(
     tmp_path: Path, call: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = RunFolder.create(tmp_path / "run", IDENTITY)
-    if call == "fsync":
-        (tmp_path / "results").mkdir()
+    (tmp_path / "results").mkdir()
+    real, made = getattr(os, call), 0
 
-    def refuses(*_: object) -> None:
+    def refuses(*arguments: object) -> None:
+        nonlocal made
+        made += 1
+        if call == "fsync" and made == 1:  # of the probe's content; the second one is of the folder
+            return real(*arguments)
         raise OSError(95, "Operation not supported")
 
     monkeypatch.setattr(os, call, refuses)

@@ -38,6 +38,7 @@ LINES: dict[str, tuple[bytes, Code, str]] = {
     "invalid UTF-8": (b'{"text": "SECRET\xff"}', Code.INVALID_UTF8, "line 2 of x.jsonl: invalid UTF-8 at byte 16"),
     "an encoded surrogate": (b'{"text": "SECRET\xed\xa0\x80"}', Code.INVALID_UTF8, "at byte 16"),
     "a lone surrogate": (b'{"text": "SECRET\\ud83d"}', Code.INVALID_JSON, "half of a surrogate pair"),
+    "a lone surrogate in capitals": (b'{"text": "SECRET\\uD83D"}', Code.INVALID_JSON, "half of a surrogate pair"),
     "a duplicate key": (b'{"text": "SECRET", "text": ""}', Code.DUPLICATE_KEY, "same key twice"),
     "a nested duplicate key": (b'{"text": {"SECRET": 1, "SECRET": 2}}', Code.DUPLICATE_KEY, "same key twice"),
     "NaN": (b'{"text": "SECRET", "x": NaN}', Code.INVALID_JSON, "NaN is not JSON"),
