@@ -72,8 +72,7 @@ class EvaluationJob:
     def model_settings(self, name: Name) -> Settings:
         """What the run of one model is given, for the rows that were drawn.
 
-        Rows without an answer are counted, so no budget of errors holds them back; and an evaluation has no use for
-        what a deadline would leave of the answers.
+        Rows without an answer are counted, so no budget of errors holds them back.
         """
         settings = self.loading(name)
         rows = next(self.folder / file for file in ROWS if (self.folder / file).exists())
@@ -81,7 +80,6 @@ class EvaluationJob:
         changes: dict[str, Any] = {
             "input": settings.input.model_copy(update={"path": str(rows), "columns": None, "limit": None}),
             "output": settings.output.model_copy(update=output),
-            "schedule": settings.schedule.model_copy(update={"deadline": None}),
         }
         return settings.model_copy(update=changes)
 
@@ -104,15 +102,17 @@ CHECKED: ContextVar[EvaluationJob | None] = ContextVar("checked", default=None)
 def prepare_evaluation(settings: Settings, started: datetime, command: str) -> EvaluationJob:
     """Check settings, input, columns and both models. Nothing is written.
 
-    InputError names what is wrong and what would be right.
+    A deadline is dropped: an evaluation has no use for what it would leave of the answers. InputError names what is
+    wrong and what would be right.
     """
     settings = dated(settings, started)
     _check_kind(settings)
     _check_tasks(settings.evaluate.tasks)
     folder = _folder(settings.output.path)
     output = settings.output.model_copy(update={"path": str(folder / "answers-candidate")})
+    changes = {"output": output, "schedule": settings.schedule.model_copy(update={"deadline": None})}
     options = RunOptions(folder / HIDDEN / "candidate")
-    job = prepare(settings.model_copy(update={"output": output}), options, started, command)
+    job = prepare(settings.model_copy(update=changes), options, started, command)
     columns = job.dataset.sample_columns()
     for column in settings.evaluate.slices:
         if columns and column not in columns:

@@ -7,7 +7,9 @@ import os
 import signal
 import subprocess
 import time
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -38,10 +40,15 @@ def rows() -> tuple[list[Record], list[Record]]:
     return list(parts[0].records), list(parts[1].records)
 
 
+@cache
+def loaded_tokenizer() -> Any:
+    return AutoTokenizer.from_pretrained(MODEL)
+
+
 def conversation(record: Record) -> list[int]:
     """Prompt, right answer and its end token."""
     messages = [("system", INSTRUCTION), ("user", record["text"]), ("assistant", record["expected"])]
-    tokenizer = AutoTokenizer.from_pretrained(MODEL)
+    tokenizer = loaded_tokenizer()
     text = tokenizer.apply_chat_template([{"role": r, "content": c} for r, c in messages], tokenize=False)
     ids: list[int] = tokenizer(text.rstrip("\n"))["input_ids"]
     return ids
