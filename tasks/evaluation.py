@@ -60,6 +60,22 @@ class Slice(_Record):
     scores: tuple[ModelScores, ...]
 
 
+class TaskFigure(_Record):
+    """A metric of lm-eval with its standard error, where lm-eval gives one."""
+
+    value: float
+    error: float | None
+
+
+class TaskScore(_Record):
+    """One metric of one task of lm-eval."""
+
+    task: str
+    metric: str
+    candidate: TaskFigure
+    reference: TaskFigure | None
+
+
 class Evaluation(_Record):
     """Everything that was measured.
 
@@ -76,3 +92,4 @@ class Evaluation(_Record):
     perplexity_change: Estimate | None
     slices: tuple[Slice, ...]
     report: str
+    tasks: tuple[TaskScore, ...] = ()

@@ -6,6 +6,7 @@ matplotlib writes plain colours only; so each role has a colour that nothing els
 from __future__ import annotations
 
 import io
+import math
 import re
 import warnings
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,6 @@ import matplotlib
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
@@ -109,13 +109,24 @@ def divergence_chart(divergences: npt.NDArray[np.float64]) -> str:
         axes.hist(shown, edges, color=COLOURS["candidate"], edgecolor="none", rwidth=0.92)
         axes.axvline(float(np.median(shown)), color=INK, linewidth=1, linestyle=(0, (4, 3)))
         axes.set_xscale("log")
-        for number in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
-            number(FuncFormatter(lambda value, _: f"{value:.3g}"))
+        axes.set_xticks(_ticks(low, high), minor=False)
+        axes.set_xticks([], minor=True)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}"))
+        axes.set_xlim(low, high)
         axes.set_xlabel("nats a token; the dashed line is the median row")
         axes.set_ylabel("rows")
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
         _plain(axes, "y")
     return drawn[0]
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Round numbers between two positive ones, few enough to stand side by side on a logarithmic axis."""
+    if high < 3 * low:
+        return [float(tick) for tick in MaxNLocator(5).tick_values(low, high) if low <= tick <= high]
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    steps = (1, 2, 5) if high < 1000 * low else (1,)
+    return [step * 10.0**power for power in decades for step in steps if low <= step * 10.0**power <= high]
 
 
 def _whisker(axes: Axes, estimate: Estimate, place: float, role: str, scale: float) -> None:
@@ -138,7 +149,7 @@ def _label(value: str) -> str:
 
 def _plain(axes: Axes, grid: Literal["x", "y"] = "x") -> None:
     axes.grid(axis=grid)
-    axes.tick_params(length=0)
+    axes.tick_params(length=0, pad=5)
     axes.margins(x=0.12)
 
 
@@ -153,9 +164,8 @@ def _figure(width: float, height: float, name: str) -> Iterator[tuple[Figure, Se
         for axes in figure.axes:
             axes.set_facecolor("none")
         stream = io.StringIO()
-        FigureCanvasSVG(figure).print_svg(
-            stream, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
-        )
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(stream, format="svg", facecolor="none", metadata=nothing)
     text = stream.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r'<svg ([^>]*?)width="[^"]*"', r"<svg \1", text, count=1)

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -72,10 +73,9 @@ class EvaluationJob:
         """What the run of one model is given, for the rows that were drawn.
 
         Rows without an answer are counted, so no budget of errors holds them back; and an evaluation has no use for
-        what a deadline would leave of the answers. The reference is loaded as it is stored: quantization and revision
-        are those of model.path.
+        what a deadline would leave of the answers.
         """
-        settings = self.settings
+        settings = self.loading(name)
         rows = next(self.folder / file for file in ROWS if (self.folder / file).exists())
         output: dict[str, Any] = {"path": str(self.answers(name)), "format": "parquet", "error_budget": 1.0}
         changes: dict[str, Any] = {
@@ -83,15 +83,18 @@ class EvaluationJob:
             "output": settings.output.model_copy(update=output),
             "schedule": settings.schedule.model_copy(update={"deadline": None}),
         }
-        if name == "reference":
-            changes["model"] = settings.model.model_copy(update=self.reference_settings)
         return settings.model_copy(update=changes)
 
-    @property
-    def reference_settings(self) -> dict[str, Any]:
-        """What of [model] is another for the reference."""
+    def loading(self, name: Name) -> Settings:
+        """The settings with [model] for one model; the reference is loaded as it is stored.
+
+        Quantization, revision and adapter are those of model.path.
+        """
+        if name == "candidate":
+            return self.settings
         assert self.reference is not None
-        return {"path": str(self.reference.folder), "revision": None, "quantization": "none", "adapter": None}
+        stored = {"path": str(self.reference.folder), "revision": None, "quantization": "none", "adapter": None}
+        return self.settings.model_copy(update={"model": self.settings.model.model_copy(update=stored)})
 
 
 CHECKED: ContextVar[EvaluationJob | None] = ContextVar("checked", default=None)
@@ -105,6 +108,7 @@ def prepare_evaluation(settings: Settings, started: datetime, command: str) -> E
     """
     settings = dated(settings, started)
     _check_kind(settings)
+    _check_tasks(settings.evaluate.tasks)
     folder = _folder(settings.output.path)
     output = settings.output.model_copy(update={"path": str(folder / "answers-candidate")})
     options = RunOptions(folder / HIDDEN / "candidate")
@@ -142,6 +146,15 @@ def _check_kind(settings: Settings) -> None:
         )
     if kind == "score" and settings.evaluate.pattern is not None:
         raise InputError("evaluate.pattern is for answers, and job.kind = 'score' has none: leave it unset")
+
+
+def _check_tasks(names: tuple[str, ...]) -> None:
+    """InputError if lm-eval is not installed, or a file that describes a task is not there."""
+    if names and find_spec("lm_eval") is None:
+        raise InputError("evaluate.tasks needs lm-eval, which is not installed: pip install 'overnight[harness]'")
+    for name in names:
+        if name.endswith((".yaml", ".yml")) and not Path(name).is_file():
+            raise InputError(f"evaluate.tasks: {name} does not exist")
 
 
 def _folder(path: str) -> Path:

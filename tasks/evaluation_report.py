@@ -14,7 +14,7 @@ from tasks.evaluation import Evaluation
 from tasks.evaluation_charts import divergence_chart, scores_chart, slices_chart
 from tasks.evaluation_figures import SLICE_VALUES
 from tasks.evaluation_job import EvaluationJob
-from tasks.evaluation_table import agreement_lines, score_lines, slice_columns, slice_lines, slice_metrics
+from tasks.evaluation_table import agreement_lines, score_lines, slice_columns, slice_lines, slice_metrics, task_lines
 from tasks.measured import Measured
 
 TEMPLATE = Path(__file__).with_name("evaluation.html")
@@ -27,8 +27,8 @@ def report_html(evaluation: Evaluation, measured: Measured, job: EvaluationJob) 
     slices = [
         {
             "column": column,
-            "metrics": slice_metrics(evaluation, column),
-            "lines": list(slice_lines(evaluation, column)),
+            "metrics": (metrics := slice_metrics(evaluation, column)),
+            "lines": list(slice_lines(evaluation, column, metrics)),
             "chart": Markup(slices_chart(evaluation, column)),
             "left_out": len(set(measured.slices[column])) - SLICE_VALUES,
         }
@@ -52,6 +52,7 @@ def report_html(evaluation: Evaluation, measured: Measured, job: EvaluationJob) 
         models=["candidate", "reference"] if two else ["candidate"],
         scores=list(score_lines(evaluation)),
         agreement=list(agreement_lines(evaluation)),
+        tasks=list(task_lines(evaluation)),
         slices=slices,
         scores_chart=Markup(scores_chart(evaluation)),
         divergence_chart=Markup(divergence_chart(divergences)) if len(divergences) else "",

@@ -18,6 +18,7 @@ from tasks.evaluation_answers import read_answers
 from tasks.evaluation_job import RECORD, REPORT, EvaluationJob
 from tasks.evaluation_texts import texts_of
 from tasks.figures import plural
+from tasks.harness import measure_tasks
 from tasks.likelihood import measure_likelihoods
 from tasks.live_display import Terminal, print_line
 from tasks.measured import measured_of
@@ -72,6 +73,7 @@ def compare(job: EvaluationJob, drawn: Drawn) -> Evaluation:
     likelihoods = measure_likelihoods(job, texts, len(drawn.records), _tell)
     measured = measured_of(job, drawn.records, answers, likelihoods, without_prompt)
     evaluation = evaluation_of(measured, str(job.folder / REPORT))
+    evaluation = evaluation.model_copy(update={"tasks": measure_tasks(job, _tell)})
     report = report_html(evaluation, measured, job)
     (job.folder / RECORD).unlink(missing_ok=True)  # it is not to stand beside another report
     _put(job, REPORT, report)

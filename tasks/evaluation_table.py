@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from tasks.evaluation import Estimate, Evaluation, ModelScores
+from tasks.evaluation import Estimate, Evaluation, ModelScores, TaskFigure
 from tasks.figures import plural
+
+NORMAL = 1.96
+"""Standard errors on each side that hold 95 % of a normal distribution."""
 
 
 @dataclass(frozen=True)
@@ -58,22 +61,33 @@ def agreement_lines(evaluation: Evaluation) -> Iterator[Line]:
         yield Line("Same answer", (cell(agreement.answers, SHARE), Cell(f"of {plural(evaluation.rows, 'row')}")))
 
 
-def slice_lines(evaluation: Evaluation, column: str) -> Iterator[Line]:
+def slice_lines(evaluation: Evaluation, column: str, metrics: Sequence[str]) -> Iterator[Line]:
     """For each value of a column its rows, then for each metric the models side by side."""
-    chosen = [part for part in evaluation.slices if part.column == column]
-    metrics = slice_metrics(evaluation, column)
-    for part in chosen:
-        cells = [Cell(f"{part.rows:,}")]
-        for name in metrics:
-            style, find = next((style, find) for known, style, find in METRICS if known == name)
-            cells += [cell(find(model), style) for model in part.scores]
-        yield Line(part.value, tuple(cells))
+    chosen = [(style, find) for name, style, find in METRICS if name in metrics]
+    for part in evaluation.slices:
+        if part.column == column:
+            found = (cell(find(model), style) for style, find in chosen for model in part.scores)
+            yield Line(part.value, (Cell(f"{part.rows:,}"), *found))
 
 
 def slice_metrics(evaluation: Evaluation, column: str) -> list[str]:
     """The metrics that a column's values have."""
     models = [model for part in evaluation.slices if part.column == column for model in part.scores]
     return [name for name, _, find in METRICS if any(find(model) is not None for model in models)]
+
+
+def task_lines(evaluation: Evaluation) -> Iterator[Line]:
+    """Each metric of each task of lm-eval, the models side by side."""
+    for score in evaluation.tasks:
+        figures = [score.candidate, *([] if score.reference is None else [score.reference])]
+        yield Line(f"{score.task}, {score.metric}", tuple(map(_task_cell, figures)))
+
+
+def _task_cell(figure: TaskFigure) -> Cell:
+    if figure.error is None:
+        return Cell(_four(figure.value))
+    low, high = figure.value - NORMAL * figure.error, figure.value + NORMAL * figure.error
+    return Cell(_four(figure.value), f"{_four(low)} to {_four(high)}")
 
 
 def slice_columns(evaluation: Evaluation) -> list[str]:
@@ -91,9 +105,10 @@ def cell(estimate: Estimate | None, style: Style) -> Cell:
 
 def _percent(value: float) -> str:
     """Says 0 or 100 only of exactly none or all."""
-    shown = f"{100 * value:.1f}"
-    misleads = (shown == "100.0" and value < 1) or (shown == "0.0" and value > 0)
-    return f"{100 * value:.3f}" if misleads else shown
+    percent = 100 * value
+    shown = f"{percent:.1f}"
+    misleads = 0 < value < 1 and shown in ("0.0", "100.0")
+    return f"{min(99.99, max(0.01, percent)):.2f}" if misleads else shown
 
 
 def _signed(value: float) -> str:
@@ -102,9 +117,9 @@ def _signed(value: float) -> str:
 
 def _four(value: float) -> str:
     """Four significant digits, without an exponent where there is room."""
-    if value >= 1000:
+    if abs(value) >= 1000:
         return f"{value:,.0f}"
-    return f"{value:#.4g}".rstrip(".") if value >= 1e-4 or not value else f"{value:.2e}"
+    return f"{value:#.4g}".rstrip(".") if abs(value) >= 1e-4 or not value else f"{value:.2e}"
 
 
 SHARE, CHANGE, NUMBER = Style(_percent, " %"), Style(_signed, " %"), Style(_four, "")

@@ -7,10 +7,9 @@ tasks.likelihood_process.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from multiprocessing.connection import wait
 from typing import Any
 
 import numpy as np
@@ -20,8 +19,8 @@ import pyarrow.parquet as pq
 
 from data.errors import RunError
 from data.tokenizer import Ids
-from engine.child import BEAT
 from engine.supervisor import Child
+from tasks.attended import attend
 from tasks.evaluation_job import EvaluationJob
 from tasks.figures import plural, size
 from tasks.likelihood_process import LikelihoodOrder
@@ -30,7 +29,6 @@ from tasks.placement import device_names
 from tasks.turns import LOOK_SECONDS, turn_of
 
 TARGET = "tasks.likelihood_process:main"
-BEATS_SECONDS = 60.0
 TOLD_SECONDS = 10.0
 
 Tell = Callable[[dict[str, Any]], None]
@@ -77,13 +75,18 @@ def measure_likelihoods(job: EvaluationJob, texts: Sequence[Text], rows: int, te
     found = Likelihoods.empty(rows)
     if not texts:
         return found
-    with ExitStack() as stack:
-        devices = device_names(job.job.placement)
-        turn = stack.enter_context(turn_of(f"evaluation of {job.folder.name}", job.settings, devices, tell))
-        while not turn.ours():
-            time.sleep(LOOK_SECONDS)
+    with at_turn(job, tell), ExitStack() as stack:
         _Measurement(job, texts, found, tell).run(stack)
     return found
+
+
+@contextmanager
+def at_turn(job: EvaluationJob, tell: Tell) -> Iterator[None]:
+    """Have the devices for the block, which makes way for nobody; waits where another run has them."""
+    with turn_of(f"evaluation of {job.folder.name}", job.settings, device_names(job.job.placement), tell) as turn:
+        while not turn.ours():
+            time.sleep(LOOK_SECONDS)
+        yield
 
 
 class _Measurement:
@@ -92,8 +95,7 @@ class _Measurement:
     def __init__(self, job: EvaluationJob, texts: Sequence[Text], found: Likelihoods, tell: Tell) -> None:
         self._job, self._found, self._tell = job, found, tell
         self._texts = sorted(texts, key=lambda text: -len(text.ids))  # dealt out in turn, so that shares are alike
-        self._patience = job.settings.workers.stall_timeout
-        self._done = 0
+        self._done, self._told = 0, time.monotonic()
 
     def run(self, stack: ExitStack) -> None:
         """Start the processes, take what they say until all are done, and end them."""
@@ -106,7 +108,7 @@ class _Measurement:
         parts = min(placement.workers, len(self._texts)) if on_gpus else 1
         threads = placement.threads if on_gpus else placement.threads * placement.workers
         self._tell_start(parts)
-        children: dict[Any, Child] = {}
+        children = []
         for part in range(parts):
             environment = placement.environment(part) | {
                 "OMP_NUM_THREADS": f"{threads}",
@@ -116,18 +118,14 @@ class _Measurement:
             child = Child(TARGET, environment=environment, log=log, beats=True)
             stack.callback(child.end)
             child.send(self._order(path, part, parts, threads).to_message())
-            children[child.connection] = child
-        self._listen(children)
+            children.append(child)
+        attend(children, self._job.settings.workers.stall_timeout, self._take)
 
     def _order(self, path: Any, part: int, parts: int, threads: int) -> LikelihoodOrder:
-        job, settings = self._job, self._job.settings
-        reference = None
-        if job.reference is not None:
-            model = settings.model.model_copy(update=job.reference_settings)
-            reference = settings.model_copy(update={"model": model})
+        job = self._job
         return LikelihoodOrder(
-            candidate=settings,
-            reference=reference,
+            candidate=job.loading("candidate"),
+            reference=None if job.reference is None else job.loading("reference"),
             device=job.job.placement.device,
             threads=threads,
             texts=path,
@@ -135,48 +133,16 @@ class _Measurement:
             parts=parts,
         )
 
-    def _listen(self, children: dict[Any, Child]) -> None:
-        heard = dict.fromkeys(children, time.monotonic())  # a sign of life
-        moved = dict(heard)  # a sign of work
-        told = time.monotonic()
-        while children:
-            for connection in wait(list(children), timeout=1.0):
-                child = children[connection]
-                message = child.receive()
-                if message is None:
-                    ending = child.end(patience=5)
-                    words = child.last_words() or "no message"
-                    raise RunError(f"a process that compares the models has ended ({ending}): {words}; see {child.log}")
-                heard[connection] = time.monotonic()
-                if message.get("event") == BEAT:
-                    continue
-                moved[connection] = heard[connection]
-                self._take(message)
-                if "done" in message:
-                    del children[connection]
-            now = time.monotonic()
-            for connection, child in children.items():
-                if now - heard[connection] > min(BEATS_SECONDS, self._patience):
-                    raise RunError(
-                        f"process {child.pid}, which compares the models, was stopped or hangs; see {child.log}"
-                    )
-                if now - moved[connection] > self._patience:
-                    raise RunError(
-                        f"process {child.pid}, which compares the models, made no progress for workers.stall_timeout = "
-                        f"{self._patience:g} seconds; see {child.log}"
-                    )
-            if children and now - told >= TOLD_SECONDS and self._done:
-                told = now
-                self._tell(
-                    {"event": "note", "message": f"Compared {self._done:,} of {plural(len(self._texts), 'row')}"}
-                )
-
-    def _take(self, message: dict[str, Any]) -> None:
+    def _take(self, message: dict[str, Any]) -> bool:
         if "refused" in message:
             raise RunError(self._too_large(message["refused"]) if message["memory"] else message["refused"])
         for index, *figures in message.get("rows", ()):
             self._found.put(self._texts[index].row, figures)
             self._done += 1
+        if "done" not in message and self._done and time.monotonic() - self._told >= TOLD_SECONDS:
+            self._told = time.monotonic()
+            self._tell({"event": "note", "message": f"Compared {self._done:,} of {plural(len(self._texts), 'row')}"})
+        return "done" in message
 
     def _tell_start(self, parts: int) -> None:
         tokens = sum(len(text.ids) for text in self._texts)

@@ -48,8 +48,9 @@ def main(mailbox: Mailbox) -> None:
 
     torch.set_num_threads(order.threads)
     try:
-        candidate = _load(order.candidate, order.device)
-        reference = None if order.reference is None else _load(order.reference, order.device)
+        # The reference first: whether a candidate of 4 bits is unpacked then depends on what is left beside it.
+        reference = None if order.reference is None else load(order.reference, order.device)
+        candidate = load(order.candidate, order.device)
         _measure(mailbox, order, candidate, reference)
     except (InputError, ValueError, OSError) as error:
         traceback.print_exc()
@@ -61,7 +62,8 @@ def main(mailbox: Mailbox) -> None:
         mailbox.send({"refused": str(error).splitlines()[0], "memory": True})
 
 
-def _load(settings: Settings, device_name: str) -> PreTrainedModel:
+def load(settings: Settings, device_name: str) -> PreTrainedModel:
+    """The model of `settings.model`, whose path is a folder, in the precision that the settings say."""
     import torch
 
     from engine.footprint import fits_unpacked
@@ -73,7 +75,6 @@ def _load(settings: Settings, device_name: str) -> PreTrainedModel:
         settings.model.path,
         dtype=resolve_dtype(engine.dtype, device),
         device=device,
-        revision=settings.model.revision,
         trust_remote_code=settings.model.trust_remote_code,
         packed=True,
     )

@@ -133,6 +133,10 @@ class EvaluateSettings(Section):
     pattern: str | None = Field(None, description="A regular expression that a whole answer has to match.")
     slices: tuple[str, ...] = Field((), description="Columns for whose most frequent values figures are given apart.")
 
+    tasks: tuple[str, ...] = Field(
+        (), description="Tasks of lm-eval to measure besides: names, or YAML files. Needs the extra `harness`."
+    )
+
     @field_validator("pattern")
     @classmethod
     def _is_an_expression(cls, pattern: str | None) -> str | None:
