@@ -43,6 +43,9 @@ class OpenQuantization:
     finished: bool
     """Whether the checkpoint of this very job was published before."""
     report: Quantization | None = None
+    """Of the checkpoint once it is published or refused."""
+    made: Quantization | None = None
+    """Of the checkpoint before it is judged."""
 
     @property
     def checkpoint(self) -> Path:
@@ -102,7 +105,7 @@ def quantize(work: OpenQuantization, told: Callable[[float], object]) -> None:
         engine = QuantizationReport.model_validate({name: found.get(name) for name in QuantizationReport.model_fields})
     except ValidationError as error:
         raise RunError(f"the report in {work.checkpoint} is damaged: quantize again with --fresh") from error
-    work.report = Quantization(
+    work.made = Quantization(
         **engine.model_dump(exclude={"output"}),
         output=str(work.job.place.path),
         model=work.job.settings.model.path,
@@ -146,8 +149,8 @@ def publish(work: OpenQuantization, evaluation: Evaluation | None) -> None:
 
     RunError if it is refused: it then lies beside the output, and what was at the output is there as before.
     """
-    assert work.report is not None
-    place, report = work.job.place, work.report
+    assert work.made is not None
+    place, report = work.job.place, work.made
     if evaluation is not None:
         verdict = judge(evaluation, work.job.settings.quantize.max_loss)
         output = str(place.path if verdict.accepted else place.refused)
@@ -156,12 +159,13 @@ def publish(work: OpenQuantization, evaluation: Evaluation | None) -> None:
         warnings = (*report.warnings, verdict.warning) if verdict.warning else report.warnings
         changes = {"evaluation": found, "verdict": verdict, "warnings": warnings, "output": output}
         report = report.model_copy(update=changes)
-    work.report = report
     place.record(report.model_dump(mode="json"))
     if report.verdict is not None and not report.verdict.accepted:
         place.refuse()
+        work.report = report
         raise RunError(f"the quantized model is refused: {report.verdict.reason}. It is kept in {place.refused}")
     place.publish()
+    work.report = report
     work.report = _promoted(work.job, report)
 
 

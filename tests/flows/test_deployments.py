@@ -194,6 +194,16 @@ def test_the_benchmark_is_deployed_with_its_schedule_switched_off(site: Site, tm
     assert json.loads(artifacts["bench"]["data"])[0]["workload"] == "label:6"
 
 
+def test_a_model_is_quantized_by_its_deployment(site: Site, config: Path, tmp_path: Path) -> None:
+    settings = {"quantize": {"method": "rtn", "gate": False, "output": str(tmp_path / "small")}}
+    text = json.dumps({"config": str(config), "settings": settings})
+    assert site.prefect("deployment", "run", "quantize/quantization", "--watch", "--params", text).returncode == 0
+    assert "quantization_config" in json.loads((tmp_path / "small" / "config.json").read_text())
+    artifacts = {artifact["key"]: artifact for artifact in site.post("artifacts/filter", {"limit": 50})}
+    assert artifacts["quantize-progress"]["data"] == 100
+    assert str(tmp_path / "small") in artifacts["quantize-report"]["data"]
+
+
 def test_cancelling_leaves_no_worker_behind(site: Site, config: Path, tmp_path: Path) -> None:
     source = write_rows(tmp_path / "in.jsonl", list(messages(3000)))
     text = parameters(config, source, tmp_path / "out", max_tokens=64)
