@@ -141,7 +141,10 @@ class QuantizedWriter:
     def _put(self, target: Path, write: Callable[[Path], object]) -> None:
         """Let `write` make a file, which gets its name when it is durable."""
         path = self._tmp / target.name
+        path.touch()
+        mode = path.stat().st_mode  # as the user has it of files; safetensors writes for the owner alone
         write(path)
+        path.chmod(mode)
         _sync(path)
         os.replace(path, target)
         _sync(target.parent)

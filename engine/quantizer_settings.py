@@ -77,6 +77,6 @@ class QuantizerSettings(Section):
     def label(self) -> str:
         """What a checkpoint quantized so is called."""
         if self.int4:
-            return f"{self.quant_method}-int4-g{self.group_size}"
+            return f"{self.quant_method}-int4-g{self.group_size}{'-symmetric' if self.symmetric else ''}"
         found = f"{self.quant_method}-static" if self.static_activations else self.quant_method
         return f"{found}-2of4" if self.prunes else found  # no colon, which paths may not have everywhere

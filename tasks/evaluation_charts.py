@@ -113,7 +113,7 @@ def divergence_chart(divergences: npt.NDArray[np.float64]) -> str:
         axes.set_xticks([], minor=True)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}"))
         axes.set_xlim(low, high)
-        axes.set_xlabel("nats a token; the dashed line is the median row")
+        axes.set_xlabel("nats a token, logarithmic; the dashed line is the median row")
         axes.set_ylabel("rows")
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
         _plain(axes, "y")

@@ -70,7 +70,7 @@ def as_markdown(evaluation: Evaluation) -> str:
 
 
 def _headings(evaluation: Evaluation) -> list[str]:
-    return ["candidate"] if evaluation.reference is None else ["candidate", "reference", "change"]
+    return ["candidate"] if evaluation.reference is None else ["candidate", "reference", "relative change"]
 
 
 def _slice_headings(evaluation: Evaluation, metrics: Sequence[str]) -> list[str]:

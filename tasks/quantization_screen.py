@@ -22,7 +22,7 @@ def print_quantization(report: Quantization, console: Console, *, before: bool =
     console.print()
     ended = "published before" if before else report.state
     headline = Text.assemble("Quantization ", (ended, _STYLES[report.state]))
-    console.print(headline if before else Text.assemble(headline, f" after {duration(report.seconds)}"))
+    console.print(headline if before else Text.assemble(headline, f", {duration(report.seconds)} for the layers"))
     console.print()
     counts = Table.grid(padding=(0, 2))
     for name, figure, note in _lines(report):
@@ -63,7 +63,7 @@ def as_markdown(report: Quantization) -> str:
     lines += ["| | | |", "|---|---:|---|"]
     lines += [f"| {name} | {figure} | {note} |" for name, figure, note in _lines(report)]
     if report.evaluation is not None:
-        lines += ["", "| | original | quantized | change | 95 % interval |", "|---|---:|---:|---:|---:|"]
+        lines += ["", "| | original | quantized | relative change | 95 % interval |", "|---|---:|---:|---:|---:|"]
         lines += [f"| {' | '.join(cells)} |" for cells in _compared(report.evaluation)]
     lines += ["", "| layer | error before | after | size | seconds |", "|---:|---:|---:|---:|---:|"]
     for layer in report.layers:
@@ -91,7 +91,7 @@ def _lines(report: Quantization) -> Iterator[tuple[str, str, str]]:
 def _comparison(evaluation: Evaluation) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column(f"on {plural(evaluation.rows, 'other row')}")
-    for name in ("original", "quantized", "change", "95 % interval"):
+    for name in ("original", "quantized", "relative change", "95 % interval"):
         table.add_column(name, justify="right")
     for cells in _compared(evaluation):
         table.add_row(*cells)

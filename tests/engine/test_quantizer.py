@@ -118,6 +118,7 @@ def test_the_report_and_the_sizes(tmp_path: Path) -> None:
     output = tmp_path / "model-rtn-int4-g128"
     assert report.output == str(output)
     assert QuantizationReport.model_validate_json((output / REPORT_NAME).read_bytes()) == report
+    assert len({path.stat().st_mode for path in output.iterdir()}) == 1, "whoever reads the config reads the weights"
     assert told == [(layer, 4) for layer in range(4)]
     assert report.linear_bytes_after <= 0.27 * report.linear_bytes_before
     before, files = load_file(source / "model.safetensors"), sorted(output.glob("*.safetensors"))
