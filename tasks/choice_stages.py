@@ -10,7 +10,7 @@ from prefect import task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
-from data.drawn_rows import draw_rows
+from data.drawn_rows import draw_rows, drawn_suffix
 from data.durable import move, stage
 from data.errors import InputError, RunError
 from data.published import published
@@ -50,7 +50,7 @@ def draw_sample(job: ChoiceJob) -> Sample:
             f"input.path {settings.input.path} has no more rows than quantize.rows = {skip}, which calibrate int4 "
             "weights: set it lower, so that others are left to measure on"
         )
-    move(stage(job.scratch, drawn.write), job.scratch / f"{SAMPLE}{drawn.suffix}")
+    move(stage(job.scratch, drawn.write), job.scratch / f"{SAMPLE}{drawn_suffix(job.job.dataset)}")
     _tell(f"Drew {plural(len(drawn.records), 'row')} to measure on")
     expected = settings.job.expected
     return Sample(len(drawn.records), None if expected is None else column_texts(drawn.records, expected))

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.json
+import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 from scipy.stats import binomtest
@@ -273,6 +275,11 @@ def test_other_files_and_other_rows_are_left_alone(tmp_path: Path) -> None:
     fewer = prepared(tmp_path, evaluate__rows=10)
     with folder_of(fewer), pytest.raises(InputError, match="an evaluation on other rows"):
         draw.fn(fewer)
+    table = pyarrow.json.read_json(SAMPLE / "messages.jsonl")
+    pq.write_table(table, tmp_path / "messages.parquet")
+    another = prepared(tmp_path, input__path=str(tmp_path / "messages.parquet"))
+    with folder_of(another), pytest.raises(InputError, match="an evaluation on other rows"):
+        draw.fn(another)
     (tmp_path / "out" / "thesis.txt").touch()
     with pytest.raises(InputError, match=r"thesis\.txt"):
         prepared(tmp_path)
