@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from data.checkpoint import Checkpoint
 from data.errors import InputError, RunError
-from data.pointer import promote
+from data.pointer import Pointer, promote
 from engine.quantizer_process import QuantizationFailed, quantize_in_children
 from engine.quantizer_report import LayerReport, QuantizationReport
 from tasks.evaluation import Evaluation
@@ -43,6 +43,9 @@ class OpenQuantization:
     finished: bool
     """Whether the checkpoint of this very job was published before."""
     report: Quantization | None = None
+    """What it came to, once it is published or refused."""
+    made: Quantization | None = None
+    """What making it came to."""
 
     @property
     def checkpoint(self) -> Path:
@@ -65,11 +68,12 @@ def opened(job: QuantizationJob) -> Iterator[OpenQuantization]:
         found = None if job.fresh else _finished(job)
         if found is not None:
             job.place.finish()
-            found = _promoted(job, found)
+            found = _promoted_once(job, found)
         else:
             job.place.begin(job.identity, fresh=job.fresh)
             if job.fresh:
-                shutil.rmtree(job.evaluation, ignore_errors=True)
+                for folder in job.evaluations:
+                    shutil.rmtree(folder, ignore_errors=True)
         yield OpenQuantization(job, found is not None, found)
 
 
@@ -102,7 +106,7 @@ def quantize(work: OpenQuantization, told: Callable[[float], object]) -> None:
         engine = QuantizationReport.model_validate({name: found.get(name) for name in QuantizationReport.model_fields})
     except ValidationError as error:
         raise RunError(f"the report in {work.checkpoint} is damaged: quantize again with --fresh") from error
-    work.report = Quantization(
+    work.made = Quantization(
         **engine.model_dump(exclude={"output"}),
         output=str(work.job.place.path),
         model=work.job.settings.model.path,
@@ -146,8 +150,8 @@ def publish(work: OpenQuantization, evaluation: Evaluation | None) -> None:
 
     RunError if it is refused: it then lies beside the output, and what was at the output is there as before.
     """
-    assert work.report is not None
-    place, report = work.job.place, work.report
+    assert work.made is not None
+    place, report = work.job.place, work.made
     if evaluation is not None:
         verdict = judge(evaluation, work.job.settings.quantize.max_loss)
         output = str(place.path if verdict.accepted else place.refused)
@@ -156,22 +160,34 @@ def publish(work: OpenQuantization, evaluation: Evaluation | None) -> None:
         warnings = (*report.warnings, verdict.warning) if verdict.warning else report.warnings
         changes = {"evaluation": found, "verdict": verdict, "warnings": warnings, "output": output}
         report = report.model_copy(update=changes)
-    work.report = report
     place.record(report.model_dump(mode="json"))
     if report.verdict is not None and not report.verdict.accepted:
         place.refuse()
+        work.report = report
         raise RunError(f"the quantized model is refused: {report.verdict.reason}. It is kept in {place.refused}")
     place.publish()
+    work.report = report
     work.report = _promoted(work.job, report)
 
 
 def _promoted(job: QuantizationJob, report: Quantization) -> Quantization:
-    """Have the pointer lead to the published checkpoint, where one is named; also after a kill before that."""
+    """Have the pointer lead to the published checkpoint, where one is named."""
     pointer = job.settings.quantize.promote
     if pointer is None:
         return report
     promote(pointer, job.place.path)
     return report.model_copy(update={"pointer": pointer})
+
+
+def _promoted_once(job: QuantizationJob, report: Quantization) -> Quantization:
+    """Promote what an earlier call has published, if a kill came before that; a move away since then stands."""
+    named = job.settings.quantize.promote
+    if named is None or not (pointer := Pointer(named)).led_to(job.place.path):
+        return _promoted(job, report)
+    if pointer.target() == job.place.path.resolve():
+        return report.model_copy(update={"pointer": named})
+    left = f"{named} has led to it before and was moved: overnight promote {named} {job.place.path} moves it back"
+    return report.model_copy(update={"warnings": (*report.warnings, left)})
 
 
 def _finished(job: QuantizationJob) -> Quantization | None:
