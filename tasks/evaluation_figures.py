@@ -133,7 +133,8 @@ def _resampled(columns: Sums) -> Sums:
         size = min(step, RESAMPLES - start)
         drawn = random.integers(0, rows, (size, rows)) + rows * np.arange(size)[:, None]
         times = np.bincount(drawn.ravel(), minlength=size * rows).reshape(size, rows)
-        parts.append(times @ columns)
+        with np.errstate(invalid="ignore"):  # a divergence may be infinite, and is then no number in any sum
+            parts.append(times @ columns)
     return np.concatenate(parts)
 
 

@@ -142,6 +142,7 @@ def _make(job: QuantizationJob, told: Callable[[float], object]) -> None:
             job.calibration.ids,
             hear,
             [placement.environment(index) for index in range(placement.workers)] if placement.gpus else [{}],
+            job.place.work,
         )
 
 

@@ -7,6 +7,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import pytest
+from safetensors.torch import load_file, save_file
+
+from data.errors import InputError, RunError
 from data.pointer import Pointer
 from tasks.configuration import load_settings
 from tasks.quantization import opened, publish, quantize
@@ -16,13 +20,26 @@ ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "data" / "models" / "messages-4m"
 
 
-def prepared(folder: Path, **quantize: Any) -> QuantizationJob:
+def prepared(folder: Path, model: Path = MODEL, **quantize: Any) -> QuantizationJob:
     sections = {
-        "model": {"path": str(MODEL)},
+        "model": {"path": str(model)},
         "quantize": {"output": str(folder / "small"), "method": "fp8", "gate": False, **quantize},
         "workers": {"dp_degree": 1},
     }
     return prepare(load_settings(None, sections, environment={}), fresh=False, started=datetime.now())
+
+
+def test_an_error_of_the_engine_names_a_log_with_its_traceback(tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(MODEL, broken)
+    for file in broken.glob("*.safetensors"):
+        tensors = load_file(file)
+        save_file({name: tensor for name, tensor in tensors.items() if "layers.0.mlp.up" not in name}, file)
+    with opened(prepared(tmp_path, model=broken)) as work:
+        with pytest.raises((InputError, RunError), match=r"small/log-0"):
+            quantize(work, lambda _: None)
+        assert work.report is None
+        assert "Traceback" in (work.job.place.work / "log-0").read_text()
 
 
 def test_a_rollback_stands_when_the_finished_quantization_runs_again(tmp_path: Path) -> None:
