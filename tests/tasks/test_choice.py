@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from engine.quantizer_report import REPORT_NAME
 from tasks.choice import Choice, Precision, Repeat, Trial, choose, loss_of_accuracy, loss_of_answers, rows_to_settle
+from tasks.choice_job import ChoiceOptions, prepared_choice
+from tasks.configuration import load_settings
 from tasks.evaluation import Estimate
 from tasks.evaluation_figures import share_of
 from tasks.measured import Flags
 
 ROWS = 1000
+MODEL = Path(__file__).parents[2] / "data" / "models" / "messages-4m"
 
 
 def measured(precision: Precision, *rates: float, changed: int | None = None, **others: Any) -> Trial:
@@ -95,6 +103,26 @@ def test_where_none_is_right_nowhere_the_answers_decide() -> None:
     choice = choose([original, measured("fp8", 20, 20, changed=1, accuracy=nothing)], 0.02, ROWS, "cuda")
     assert (choice.chosen, choice.by) == ("fp8", "answers")
     assert "0.10 % of the answers change" in choice.reason
+
+
+def test_rows_that_a_given_checkpoint_was_calibrated_with_are_left_out(tmp_path: Path) -> None:
+    given = tmp_path / "int4"
+    shutil.copytree(MODEL, given)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"text": f"parcel {row}"}) + "\n" for row in range(90)))
+    sections: dict[str, Any] = {
+        "input": {"path": str(rows)},
+        "job": {"prompt": "{{ text }}"},
+        "model": {"path": str(MODEL)},
+        "quantize": {"rows": 20},
+    }
+    settings = load_settings(None, sections, environment={})
+    options = ChoiceOptions(tmp_path / "choice.json", str(given), rows=10, repeats=1)
+    with prepared_choice(settings, options, datetime.now()) as job:
+        assert job.calibrated == 20, "it does not tell"
+        report = {"calibration": {"rows": 55, "skipped": 5}}
+        (given / REPORT_NAME).write_text(json.dumps(report))
+        assert job.calibrated == 60
 
 
 @pytest.mark.parametrize(("lost", "won"), [(20, 8), (40, 10), (30, 29)])
