@@ -7,6 +7,7 @@ those of the fingerprint. A row's position is its place in this stream and never
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Protocol
@@ -144,6 +145,14 @@ class Dataset:
             for file, source in zip(self.files, self._sources, strict=True)
         )
         return self.files
+
+    def same_files(self, other: Dataset) -> bool:
+        """Whether both hold the same bytes, in files of whatever order; read where paths differ and sizes do not."""
+        ours, theirs = self._sources, other._sources
+        if sorted(source.size for source in ours) != sorted(source.size for source in theirs):
+            return False
+        paths, others = (sorted(os.path.realpath(source.path) for source in group) for group in (ours, theirs))
+        return paths == others or sorted(map(identity, ours)) == sorted(map(identity, theirs))
 
     def verify(self, expected: Sequence[InputFile]) -> None:
         """RunError naming the first file whose bytes are not those of `expected` (paths may differ, content not).

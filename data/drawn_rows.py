@@ -31,17 +31,17 @@ class DrawnRows:
     table: pa.Table | None
     lines: tuple[str, ...]
 
-    @property
-    def suffix(self) -> str:
-        """What a file of these rows is called at its end."""
-        return ".jsonl" if self.table is None else ".parquet"
-
     def write(self, file: BinaryIO) -> None:
         """Write them in the dataset's format, partition columns among the others."""
         if self.table is not None:
             pq.write_table(self.table, file)
         else:
             file.writelines(f"{line}\n".encode() for line in self.lines)
+
+
+def drawn_suffix(dataset: Dataset) -> str:
+    """What a file of rows drawn from it is called at its end."""
+    return ".jsonl" if dataset.schema is None else ".parquet"
 
 
 def draw_rows(dataset: Dataset, counts: Sequence[int], seed: int = 0) -> list[DrawnRows]:

@@ -20,7 +20,7 @@ from data.checkpoint import Checkpoint
 from data.durable import move, sync_folder
 from data.errors import Held, InputError
 from data.lock import locked
-from data.pointer_history import Move, Place, read_moves, trail, write_move
+from data.pointer_history import Move, Place, made, read_moves, trail, write_move
 
 WAIT_SECONDS = 5.0
 _POLL_SECONDS = 0.05
@@ -51,6 +51,13 @@ class Pointer:
     def moves(self) -> list[Move]:
         """Its history, from the first move on."""
         return read_moves(self._history)
+
+    def led_to(self, checkpoint: Path) -> bool:
+        """Whether it was ever moved to this checkpoint, as its bytes are now."""
+        to = Place(self._relative(Path(os.path.realpath(checkpoint))), Checkpoint.open(str(checkpoint)).digests())
+        target = self.target()
+        now = None if target is None else self._relative(target)
+        return any(was_made and move.to == to for move, was_made in made(self.moves(), now))
 
     def place(self) -> Place | None:
         """Where it is, with the digests that were recorded when it was moved there; None if there is no pointer.
@@ -110,13 +117,13 @@ class Pointer:
 
     def _move(self, to: Place, before: Place | None, *, rollback: bool) -> Move:
         self._check()
-        made = Move(datetime.now(UTC).isoformat(timespec="seconds"), to, before, rollback)
-        write_move(self._history, made)
+        line = Move(datetime.now(UTC).isoformat(timespec="seconds"), to, before, rollback)
+        write_move(self._history, line)
         new = self.folder / f".{self.link.name}.new"
         new.unlink(missing_ok=True)  # of one that was killed
         os.symlink(to.path, new)
         move(new, self.link)
-        return made
+        return line
 
     def _real(self, checkpoint: Path) -> Path:
         """The folder of a checkpoint, pointers resolved. InputError if this pointer cannot lead to it."""

@@ -215,7 +215,6 @@ class Quantizer:
             "config": self._config,
             "calibration": rows.hexdigest(),
             "device": [self._device.type, str(dtype), torch.__version__],
-            **({"processes": self._team.size} if self._team.size > 1 else {}),  # sums of another order
         }
 
 

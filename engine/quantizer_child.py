@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from pathlib import Path
 
 from engine.child import Mailbox
@@ -36,4 +37,5 @@ def serve(mailbox: Mailbox) -> None:
             quantizer.assist()
             mailbox.receive(wait=True)  # ended by the caller, once the first has written all
     except ValueError as error:
+        traceback.print_exc()  # into the log: it may be more than a wrong setting
         mailbox.send({"error": str(error)})

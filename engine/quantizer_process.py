@@ -50,11 +50,13 @@ def quantize_in_children(
     calibration: Sequence[np.ndarray],
     progress: Callable[[LayerReport, int], None],
     environments: Sequence[Mapping[str, str]] = ({},),
+    logs: Path | None = None,
 ) -> QuantizationReport:
     """engine.quantizer.Quantizer in processes of its own, which share the rows.
 
     progress: is told of each finished layer, and of how many there are.
     environments: the variables of each process, the device among them.
+    logs: a folder for what the processes print, `log-0` and so on, which errors then name; not kept if not named.
 
     Raises ValueError as Quantizer does, QuantizationFailed if a child died, was silent or does not get on.
     """
@@ -63,7 +65,7 @@ def quantize_in_children(
         _write_rows(folder / "rows.safetensors", calibration)
         children = []
         for rank, environment in enumerate(environments):
-            log = folder / f"log-{rank}"
+            log = (logs or folder) / f"log-{rank}"
             child = Child("engine.quantizer_child:serve", environment=environment, log=log, beats=True)
             stack.callback(child.end)
             order = QuantizerOrder(
@@ -77,9 +79,9 @@ def quantize_in_children(
             )
             child.send(order.model_dump(mode="json"))
             children.append(child)
-        for message in _messages(children):
+        for child, message in _messages(children, "" if logs is None else f"; see {logs}/log-*"):
             if "error" in message:
-                raise ValueError(message["error"])
+                raise ValueError(message["error"] + ("" if logs is None else f" (see {child.log})"))
             if "done" in message:
                 return QuantizationReport.model_validate(message["done"])
             progress(LayerReport.model_validate(message["layer"]), message["layers"])
@@ -99,8 +101,8 @@ def _write_rows(path: Path, rows: Sequence[np.ndarray]) -> None:
     save_file({"ids": ids, "lengths": lengths}, path)
 
 
-def _messages(children: Sequence[Child]) -> Iterator[dict[str, Any]]:
-    """What the children say, but for their beats."""
+def _messages(children: Sequence[Child], see: str) -> Iterator[tuple[Child, dict[str, Any]]]:
+    """What the children say, but for their beats; `see` ends the message of an error."""
     heard = {child.connection: time.monotonic() for child in children}
     moved = time.monotonic()
     while True:
@@ -112,12 +114,14 @@ def _messages(children: Sequence[Child]) -> Iterator[dict[str, Any]]:
             if message is None:
                 ending = child.end(patience=5)
                 words = child.last_words() or "no message"
-                raise QuantizationFailed(f"a process that quantizes has ended ({ending}): {words}")
+                raise QuantizationFailed(f"a process that quantizes has ended ({ending}): {words}{see}")
             heard[child.connection] = time.monotonic()
             if message.get("event") != BEAT:
                 moved = time.monotonic()
-                yield message
+                yield child, message
         if time.monotonic() - min(heard.values()) > SILENCE_SECONDS:
-            raise QuantizationFailed(f"a process that quantizes was silent for {SILENCE_SECONDS:.0f} s and was ended")
+            raise QuantizationFailed(
+                f"a process that quantizes was silent for {SILENCE_SECONDS:.0f} s and was ended{see}"
+            )
         if time.monotonic() - moved > LAYER_SECONDS:
-            raise QuantizationFailed(f"a layer was not done after {LAYER_SECONDS / 3600:.0f} hours")
+            raise QuantizationFailed(f"a layer was not done after {LAYER_SECONDS / 3600:.0f} hours{see}")

@@ -41,8 +41,8 @@ class CalibrationRows:
     """What of a row: `prompts`, `prompts and right answers`, or `column text`."""
     skipped: int
     wanted: int
-    others: bool
-    """Whether the same input has more rows, for the gate."""
+    others: int | None
+    """How many rows the job's input has beside them, `LEAST_ROWS` at most; None if they are not of that input."""
 
     @property
     def tokens(self) -> int:
@@ -80,8 +80,9 @@ def calibration_rows(settings: Settings, checkpoint: Checkpoint) -> CalibrationR
                 f"quantize.method = {wanted.method!r} is calibrated with rows: name the job's with --input, or others "
                 "with quantize.dataset"
             )
-        return CalibrationRows((), "", "", 0, 0, others=True)
-    dataset = Dataset.open(settings.input if wanted.dataset is None else InputSettings(path=wanted.dataset))
+        return CalibrationRows((), "", "", 0, 0, others=None)
+    own = of_input(settings)
+    dataset = Dataset.open(_reading(settings, own=own))
     asking = _asking(settings, checkpoint, dataset)
     drawn, others = draw_rows(dataset, [wanted.rows, LEAST_ROWS])
     ids, skipped = asking.encode(drawn, checkpoint, min(wanted.max_tokens, checkpoint.context_length))
@@ -90,7 +91,26 @@ def calibration_rows(settings: Settings, checkpoint: Checkpoint) -> CalibrationR
             f"{source} gives {plural(len(ids), 'row')} to calibrate with ({skipped:,} more cannot be asked), but "
             f"{LEAST_ROWS} at least are needed: name more of them with quantize.dataset"
         )
-    return CalibrationRows(tuple(ids), source, asking.text, skipped, wanted.rows, bool(others.records))
+    return CalibrationRows(tuple(ids), source, asking.text, skipped, wanted.rows, len(others.records) if own else None)
+
+
+def of_input(settings: Settings) -> bool:
+    """Whether the rows are drawn of the job's input: no dataset is named, or one that has the same files."""
+    named = settings.quantize.dataset
+    if named is None or not settings.input.path:
+        return named is None
+    return Dataset.open(settings.input).same_files(Dataset.open(InputSettings(path=named)))
+
+
+def _reading(settings: Settings, *, own: bool) -> InputSettings:
+    """The input is read as its job reads it, so that its rows have the same places; but with all columns of a dataset.
+
+    Those of a dataset need not be the job's.
+    """
+    named = settings.quantize.dataset
+    if named is None:
+        return settings.input
+    return settings.input.model_copy(update={"columns": None}) if own else InputSettings(path=named)
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 The weights as they are, `none`, are what the others are held against. Another precision is taken if it costs no more
 than the limit and is faster beyond doubt: its slowest repeat beats the other's fastest by `LEAST_GAIN`. Where speed
 does not tell two apart, the one that loses less is taken. What is lost is accuracy where the job knows right answers,
-as the gate of `overnight quantize` sees it, else the share of answers that are not those of `none`. As in that gate the
-figure decides, and a note says where its interval does not.
+as the gate of `overnight quantize` sees it, else, or if `none` is right nowhere, the share of its answers that others
+do not give. As in that gate the figure decides, and a note says where its interval does not.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from tasks.evaluation import Estimate
-from tasks.evaluation_figures import share_of
+from tasks.evaluation_figures import accuracy_change
 from tasks.figures import duration, plural, short
+from tasks.gate import too_few
+from tasks.measured import Flags
 
 Precision = Literal["none", "fp8", "int4"]
 
@@ -45,12 +47,13 @@ class Repeat(_Record):
         return self.rows / self.seconds
 
 
-class Measured(_Record):
+class Trial(_Record):
     """A precision. `failure` says why it could not be measured; then there are no repeats.
 
-    `set` are the settings that give it, `computed` how the worker says that it computes. `same` is the share of answers
-    that are those of `none` (of `none` itself: of its own two last repeats); `accuracy` that of the right ones. `loss`
-    is what decides: of `none`, zero.
+    `set` are the settings that give it, `computed` how the worker says that it computes. `errors` counts the
+    rows without an answer, `lost` those of them that `none` answers. `same` is the share of the answers of `none` that
+    are its own, too (of `none` itself: of its own two last repeats); `accuracy` that of right answers. `loss` is what
+    decides: of `none`, zero.
     """
 
     precision: Precision
@@ -58,6 +61,7 @@ class Measured(_Record):
     computed: str = ""
     weight_bytes: int = 0
     errors: int = 0
+    lost: int = 0
     repeats: tuple[Repeat, ...] = ()
     same: Estimate | None = None
     accuracy: Estimate | None = None
@@ -100,10 +104,10 @@ class Choice(_Record):
     limit: float
     rows: int
     device: str
-    measured: tuple[Measured, ...]
+    measured: tuple[Trial, ...]
 
     @property
-    def best(self) -> Measured:
+    def best(self) -> Trial:
         """The figures of what is recommended."""
         return next(one for one in self.measured if one.precision == self.chosen)
 
@@ -113,24 +117,16 @@ def loss_of_answers(same: Estimate) -> Estimate:
     return Estimate(value=1 - same.value, low=1 - same.high, high=1 - same.low)
 
 
-def loss_of_accuracy(lost: int, won: int, right: int, rows: int) -> Estimate | None:
+def loss_of_accuracy(right: Flags, was_right: Flags) -> Estimate | None:
     """The share of the original's right answers by which there are fewer; less than 0 is a gain. None if it has none.
 
-    `lost` of its `right` answers are wrong now, and `won` others right. The interval is that of the lost ones less that
-    of the won ones, which is wider than need be.
+    Of each row, whether the answer is right, and whether the original's was.
     """
-    losses, gains = share_of(lost, right), share_of(won, rows)
-    if losses is None or gains is None:
-        return None
-    times = rows / right
-    return Estimate(
-        value=losses.value - times * gains.value,
-        low=losses.low - times * gains.high,
-        high=losses.high - times * gains.low,
-    )
+    change = accuracy_change(right, was_right)
+    return None if change is None else Estimate(value=0.0 - change.value, low=0.0 - change.high, high=0.0 - change.low)
 
 
-def choose(measured: Sequence[Measured], limit: float, rows: int, device: str) -> Choice:
+def choose(measured: Sequence[Trial], limit: float, rows: int, device: str) -> Choice:
     """The recommendation. `measured` begins with `none`, which has been measured; `limit` is a share."""
     original = measured[0]
     assert original.precision == "none", "what the others are held against comes first"
@@ -140,7 +136,7 @@ def choose(measured: Sequence[Measured], limit: float, rows: int, device: str) -
     for one in sorted(allowed[1:], key=lambda one: one.loss_value):
         if _faster(one, best):
             best = one
-    by: Literal["accuracy", "answers"] = "answers" if original.accuracy is None else "accuracy"
+    by: Literal["accuracy", "answers"] = "accuracy" if original.accuracy and original.accuracy.value else "answers"
     notes = [
         *_left_out(measured, original, best, limit, rows),
         *_doubts(best, limit, rows),
@@ -159,37 +155,35 @@ def choose(measured: Sequence[Measured], limit: float, rows: int, device: str) -
 
 
 def rows_to_settle(loss: Estimate, limit: float, rows: int) -> int | None:
-    """How many rows it would take for the interval to lie on one side of the limit; None if more than `MOST_ROWS`."""
-    share_lost = min(1.0, max(0.0, loss.value))
-    wanted = rows
-    while wanted <= MOST_ROWS:
-        found = share_of(round(share_lost * wanted), wanted)
-        if found is not None and not found.low <= limit < found.high:
-            return wanted
-        wanted = ceil(wanted * 1.02)
-    return None
+    """How many rows it would take for the interval to lie on one side of the limit; None if more than `MOST_ROWS`.
+
+    An interval narrows with the root of the number of rows.
+    """
+    distance = abs(loss.value - limit)
+    width = loss.high - loss.value if loss.value <= limit else loss.value - loss.low
+    if rows * width**2 > MOST_ROWS * distance**2:
+        return None
+    return max(rows, ceil(rows * (width / distance) ** 2)) if distance else rows
 
 
-def _faster(one: Measured, other: Measured) -> bool:
+def _faster(one: Trial, other: Trial) -> bool:
     return one.slowest > (1 + LEAST_GAIN) * other.fastest
 
 
-def _objection(one: Measured, original: Measured, limit: float) -> str | None:
+def _objection(one: Trial, original: Trial, limit: float) -> str | None:
     """Why a precision cannot be taken, however fast it is."""
     if one is original:
         return None
     if one.failure is not None:
         return f"it could not be measured: {one.failure}"
-    if one.errors > original.errors:
-        return f"it fails at {plural(one.errors - original.errors, 'row')} more than none"
+    if one.lost:
+        return f"it fails at {plural(one.lost, 'row')} that none answers"
     if one.loss_value > limit:
         return f"it loses {_percent(one.loss_value)}, more than the limit of {_percent(limit)}"
     return None
 
 
-def _left_out(
-    measured: Sequence[Measured], original: Measured, best: Measured, limit: float, rows: int
-) -> Iterator[str]:
+def _left_out(measured: Sequence[Trial], original: Trial, best: Trial, limit: float, rows: int) -> Iterator[str]:
     for one in measured[1:]:
         if one is best:
             continue
@@ -208,12 +202,10 @@ def _left_out(
             )
 
 
-def _doubts(best: Measured, limit: float, rows: int) -> Iterator[str]:
+def _doubts(best: Trial, limit: float, rows: int) -> Iterator[str]:
     """What the number of rows leaves open."""
-    nothing = Estimate(value=0.0, low=0.0, high=0.0)
-    needed = rows_to_settle(nothing, limit, 1)
-    if needed is not None and rows < needed:
-        yield f"{rows:,} rows are too few for a limit of {_percent(limit)}: {needed:,} at least show that it is kept"
+    if few := too_few(rows, limit):
+        yield few
     elif best.loss is not None and best.loss.high > limit:
         yield f"{best.precision} may lose more than the limit: {_would_tell(best.loss, limit, rows)}"
 
@@ -224,7 +216,7 @@ def _would_tell(loss: Estimate, limit: float, rows: int) -> str:
     return f"the interval on {rows:,} rows is {_percent(loss.low)} to {_percent(loss.high)}; {advice}"
 
 
-def _too_short(measured: Sequence[Measured], rows: int, device: str) -> Iterator[str]:
+def _too_short(measured: Sequence[Trial], rows: int, device: str) -> Iterator[str]:
     shortest = min(repeat.seconds for one in measured for repeat in one.repeats)
     if device != "cpu" and shortest < LEAST_SECONDS:
         needed = ceil(rows * LEAST_SECONDS / shortest)
@@ -234,7 +226,7 @@ def _too_short(measured: Sequence[Measured], rows: int, device: str) -> Iterator
         )
 
 
-def _reason(best: Measured, original: Measured, limit: float, by: str) -> str:
+def _reason(best: Trial, original: Trial, limit: float, by: str) -> str:
     if best is original:
         return "no other precision is faster beyond doubt and loses no more than the limit"
     what = "of the accuracy" if by == "accuracy" else "of the answers change"

@@ -16,8 +16,10 @@ from typing import Any
 from data.checkpoint import Checkpoint
 from data.errors import InputError, RunError
 from engine.quantizer_settings import QuantizerSettings
+from tasks.calibration_rows import of_input
 from tasks.choice import Precision
 from tasks.job import Job, RunOptions, prepare
+from tasks.quantization_place import report_of
 from tasks.settings import Settings
 
 SAMPLE = "rows"
@@ -63,6 +65,18 @@ class ChoiceJob:
     def limit(self) -> float:
         """The share that may be lost."""
         return self.settings.quantize.max_loss
+
+    @property
+    def calibrated(self) -> int:
+        """How many rows of the draw are left out, because int4 weights are calibrated with them.
+
+        A checkpoint that was given tells how many it took, of what may have been another input; one that does not tell
+        is taken for made with today's settings.
+        """
+        told = (report_of(self.int4.folder) or {}).get("calibration") if self.int4 is not None else None
+        if isinstance(told, dict):
+            return int(told.get("rows", 0)) + int(told.get("skipped", 0))
+        return self.settings.quantize.rows if of_input(self.settings) else 0
 
     def answers(self, precision: Precision, number: int) -> Path:
         """Where a run publishes."""

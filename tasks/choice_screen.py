@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tasks.choice import Choice, Measured
+from tasks.choice import Choice, Trial
 from tasks.evaluation import Estimate
 from tasks.figures import duration, plural, printable, short, size
 
@@ -48,13 +48,13 @@ def table_rows(choice: Choice) -> list[dict[str, Any]]:
     ]
 
 
-def _how(one: Measured) -> str:
+def _how(one: Trial) -> str:
     """How a precision computes, and how long it was looked at."""
     times = ", ".join(duration(repeat.seconds) for repeat in one.repeats)
     return f"{printable(one.computed)}; {plural(len(one.repeats), 'repeat')}: {times}"
 
 
-def _cells(one: Measured) -> Iterator[str]:
+def _cells(one: Trial) -> Iterator[str]:
     yield one.precision
     if one.failure is not None:
         yield from ["not measured"] + [""] * (len(COLUMNS) - 2)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import numpy as np
 from prefect import task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
-from data.drawn_rows import draw_rows
+from data.drawn_rows import draw_rows, drawn_suffix
 from data.durable import move, stage
 from data.errors import InputError, RunError
 from data.published import published
@@ -18,10 +17,10 @@ from engine.quantizer_process import QuantizationFailed, quantize_in_children
 from engine.quantizer_report import LayerReport
 from tasks.artifacts import best_effort
 from tasks.calibration_rows import calibration_rows
-from tasks.choice import Choice, Measured, Precision, Repeat, choose, loss_of_accuracy, loss_of_answers
+from tasks.choice import Choice, Precision, Repeat, Trial, choose, loss_of_accuracy, loss_of_answers
 from tasks.choice_job import INT4, SAMPLE, ChoiceJob
 from tasks.choice_screen import table_rows
-from tasks.evaluation_answers import Answers, Flags, column_texts, published_answers
+from tasks.evaluation_answers import Answers, column_texts, published_answers
 from tasks.evaluation_figures import share
 from tasks.figures import plural
 from tasks.job import results_of
@@ -41,16 +40,15 @@ class Sample:
 
 @task(name="draw", cache_policy=NO_CACHE, persist_result=False)
 def draw_sample(job: ChoiceJob) -> Sample:
-    """Draw the rows, none of which calibrates anything, and write them. InputError if there are none."""
-    settings, wanted = job.settings, job.options.rows
-    skip = settings.quantize.rows if settings.quantize.dataset is None else 0
+    """Draw the rows, behind those that calibrate int4 weights, and write them. InputError if there are none."""
+    settings, wanted, skip = job.settings, job.options.rows, job.calibrated
     drawn = draw_rows(job.job.dataset, [skip, wanted])[1]
     if not drawn.records:
         raise InputError(
-            f"input.path {settings.input.path} has no more rows than quantize.rows = {skip}, which calibrate int4 "
-            "weights: set it lower, so that others are left to measure on"
+            f"input.path {settings.input.path} has no more rows than the {plural(skip, 'row')} that calibrate int4 "
+            "weights: set quantize.rows lower, so that others are left to measure on"
         )
-    move(stage(job.scratch, drawn.write), job.scratch / f"{SAMPLE}{drawn.suffix}")
+    move(stage(job.scratch, drawn.write), job.scratch / f"{SAMPLE}{drawn_suffix(job.job.dataset)}")
     _tell(f"Drew {plural(len(drawn.records), 'row')} to measure on")
     expected = settings.job.expected
     return Sample(len(drawn.records), None if expected is None else column_texts(drawn.records, expected))
@@ -96,7 +94,7 @@ def read_repeat(job: ChoiceJob, precision: Precision, number: int) -> tuple[Repe
 @task(name="conclude", cache_policy=NO_CACHE, persist_result=False)
 def conclude(job: ChoiceJob, sample: Sample, failures: dict[Precision, str]) -> Choice:
     """Read what every run did, compare the answers, choose, and write it down."""
-    measured: list[Measured] = []
+    measured: list[Trial] = []
     answers: dict[Precision, Answers] = {}
     for precision in ("none", "fp8", "int4"):
         if precision not in failures:
@@ -108,7 +106,7 @@ def conclude(job: ChoiceJob, sample: Sample, failures: dict[Precision, str]) -> 
         if precision == "none":
             raise RunError(failures[precision])
         shown = job.shown_settings(precision)
-        measured.append(Measured(precision=precision, set=shown, failure=failures[precision]))
+        measured.append(Trial(precision=precision, set=shown, failure=failures[precision]))
     choice = choose(measured, job.limit, sample.rows, job.job.placement.device)
     output = job.options.output.absolute()
     content = choice.model_dump_json(indent=1).encode()
@@ -118,32 +116,31 @@ def conclude(job: ChoiceJob, sample: Sample, failures: dict[Precision, str]) -> 
     return choice
 
 
-def _measure(job: ChoiceJob, precision: Precision, sample: Sample, answers: dict[Precision, Answers]) -> Measured:
+def _measure(job: ChoiceJob, precision: Precision, sample: Sample, answers: dict[Precision, Answers]) -> Trial:
     """One precision, whose answers go into `answers`; those of `none` come first."""
     found = [read_repeat(job, precision, number) for number in job.rounds]
     last = job.rounds[-1]
     ours = _answers(job, precision, last, sample)
     answers[precision] = ours
+    again: Answers | None = answers["none"]
     if precision == "none":
         again = _answers(job, precision, last - 1, sample) if last else None
-        same = None if again is None else share(_equal(ours, again))
-    else:
-        same = share(_equal(ours, answers["none"]))
+    same = None if again is None else share(ours.equal(again.texts)[~again.failed])
     accuracy = loss = None
     if sample.expected is not None:
         right, was_right = ours.equal(sample.expected), answers["none"].equal(sample.expected)
         accuracy = share(right)
-        lost, won = int((was_right & ~right).sum()), int((right & ~was_right).sum())
-        loss = loss_of_accuracy(lost, won, int(was_right.sum()), sample.rows)
-    elif same is not None:
+        loss = loss_of_accuracy(right, was_right)
+    if loss is None and same is not None:
         loss = loss_of_answers(same)
     ready = found[-1][1]
-    return Measured(
+    return Trial(
         precision=precision,
         set=job.shown_settings(precision),
         computed=str(ready["precision"]),
         weight_bytes=int(ready["weight_bytes"]),
         errors=int(ours.failed.sum()),
+        lost=int((ours.failed & ~answers["none"].failed).sum()),
         repeats=tuple(repeat for repeat, _ in found[job.warm :]),
         same=same,
         accuracy=accuracy,
@@ -156,11 +153,6 @@ def _answers(job: ChoiceJob, precision: Precision, number: int, sample: Sample) 
     if len(found.texts) != sample.rows:
         raise RunError(f"{len(found.texts):,} answers to {sample.rows:,} rows")
     return found
-
-
-def _equal(ours: Answers, others: Answers) -> Flags:
-    """Rows with the same answer, or none from either."""
-    return np.array([one == other for one, other in zip(ours.texts, others.texts, strict=True)], np.bool_)
 
 
 def _tell(message: str) -> None:

@@ -80,7 +80,8 @@ class Evaluation(_Record):
     """Everything that was measured.
 
     `tokens` counts the token positions that perplexity and agreement are over. The changes are candidate / reference -
-    1, paired by row. `report` is the path of the HTML report.
+    1, paired by row. `lost` counts the rows at which the candidate alone has no result. `report` is the path of the
+    HTML report.
     """
 
     rows: int
@@ -92,4 +93,5 @@ class Evaluation(_Record):
     perplexity_change: Estimate | None
     slices: tuple[Slice, ...]
     report: str
+    lost: int = 0
     tasks: tuple[TaskScore, ...] = ()

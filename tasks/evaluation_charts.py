@@ -22,7 +22,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from tasks.evaluation import Estimate, Evaluation, ModelScores
 from tasks.evaluation_table import METRICS, slice_metrics
-from tasks.figures import printable
+from tasks.figures import plural, printable
 
 INK, LINE = "#010101", "#020202"
 COLOURS = {"candidate": "#030303", "reference": "#040404"}
@@ -100,8 +100,15 @@ def slices_chart(evaluation: Evaluation, column: str) -> str:
 
 
 def divergence_chart(divergences: npt.NDArray[np.float64]) -> str:
-    """How many rows have which divergence, in nats a token."""
-    shown = np.maximum(divergences, LEAST_DIVERGENCE)
+    """How many rows have which divergence, in nats a token; nothing if it is finite in none of them.
+
+    It is infinite where the candidate gives no probability at all to a token that the reference may say.
+    """
+    finite = divergences[np.isfinite(divergences)]
+    if not len(finite):
+        return ""
+    without = f"; {plural(len(divergences) - len(finite), 'row')} beyond all bounds" * (len(finite) < len(divergences))
+    shown = np.maximum(finite, LEAST_DIVERGENCE)
     low, high = shown.min() / 1.1, shown.max() * 1.1
     with _figure(WIDTH, 2.2, "divergence") as (figure, drawn):
         axes = figure.add_subplot()
@@ -113,7 +120,7 @@ def divergence_chart(divergences: npt.NDArray[np.float64]) -> str:
         axes.set_xticks([], minor=True)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}"))
         axes.set_xlim(low, high)
-        axes.set_xlabel("nats a token, logarithmic; the dashed line is the median row")
+        axes.set_xlabel(f"nats a token, logarithmic; the dashed line is the median row{without}")
         axes.set_ylabel("rows")
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
         _plain(axes, "y")

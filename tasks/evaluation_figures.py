@@ -43,6 +43,7 @@ def evaluation_of(measured: Measured, report: str) -> Evaluation:
         perplexity_change=_estimate(sums, lambda s: np.expm1((s[:, 2] - s[:, 1]) / s[:, 0])) if two else None,
         slices=tuple(_slices(measured)),
         report=report,
+        lost=int((measured.models[0].failed & ~measured.models[1].failed).sum()) if two else 0,
     )
 
 
@@ -94,7 +95,12 @@ def _accuracy_change(measured: Measured) -> Estimate | None:
     candidate, reference = measured.models
     if candidate.right is None or reference.right is None:
         return None
-    sums = _resampled(np.stack([candidate.right, reference.right], 1).astype(np.float64))
+    return accuracy_change(candidate.right, reference.right)
+
+
+def accuracy_change(candidate: Flags, reference: Flags) -> Estimate | None:
+    """Of which rows each is right on, the relative change of their number; None if the reference is on none."""
+    sums = _resampled(np.stack([candidate, reference], 1).astype(np.float64))
     return _estimate(sums, lambda s: s[:, 0] / s[:, 1] - 1)
 
 
@@ -127,7 +133,8 @@ def _resampled(columns: Sums) -> Sums:
         size = min(step, RESAMPLES - start)
         drawn = random.integers(0, rows, (size, rows)) + rows * np.arange(size)[:, None]
         times = np.bincount(drawn.ravel(), minlength=size * rows).reshape(size, rows)
-        parts.append(times @ columns)
+        with np.errstate(invalid="ignore"):  # a divergence may be infinite, and is then no number in any sum
+            parts.append(times @ columns)
     return np.concatenate(parts)
 
 

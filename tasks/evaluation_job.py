@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 from data.checkpoint import Checkpoint
 from data.destination import is_url
+from data.drawn_rows import drawn_suffix
 from data.durable import make_folder
 from data.errors import InputError
 from data.lock import locked
@@ -61,6 +62,11 @@ class EvaluationJob:
         """What nobody needs once the evaluation is there."""
         return self.folder / HIDDEN
 
+    @property
+    def rows(self) -> Path:
+        """The file of the rows that are drawn, in the format of the input."""
+        return self.folder / f"rows{drawn_suffix(self.job.dataset)}"
+
     def answers(self, name: Name) -> Path:
         """Where a model's answers are published."""
         return self.folder / f"answers-{name}"
@@ -75,10 +81,9 @@ class EvaluationJob:
         Rows without an answer are counted, so no budget of errors holds them back.
         """
         settings = self.loading(name)
-        rows = next(self.folder / file for file in ROWS if (self.folder / file).exists())
         output: dict[str, Any] = {"path": str(self.answers(name)), "format": "parquet", "error_budget": 1.0}
         changes: dict[str, Any] = {
-            "input": settings.input.model_copy(update={"path": str(rows), "columns": None, "limit": None}),
+            "input": settings.input.model_copy(update={"path": str(self.rows), "columns": None, "limit": None}),
             "output": settings.output.model_copy(update=output),
         }
         return settings.model_copy(update=changes)

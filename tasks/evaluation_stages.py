@@ -15,7 +15,7 @@ from data.durable import digest_file, move, stage
 from data.errors import InputError, RunError
 from tasks.evaluation import Evaluation
 from tasks.evaluation_answers import read_answers
-from tasks.evaluation_job import RECORD, REPORT, EvaluationJob
+from tasks.evaluation_job import RECORD, REPORT, ROWS, EvaluationJob
 from tasks.evaluation_texts import texts_of
 from tasks.figures import plural
 from tasks.harness import measure_tasks
@@ -43,13 +43,15 @@ def draw(job: EvaluationJob) -> Drawn:
     if not rows.records:
         after = f" after the first {plural(settings.skip, 'row')} of the draw" if settings.skip else ""
         raise InputError(f"input.path {job.settings.input.path} has no rows to evaluate on{after}")
-    target = job.folder / f"rows{rows.suffix}"
+    target, others = job.rows, f"output.path {job.folder} holds an evaluation on other rows: choose another folder"
+    if any((job.folder / name).exists() for name in ROWS if name != target.name):
+        raise InputError(others)
     staged = stage(job.hidden, rows.write, mode=0o666)
     try:
         if not target.exists():
             move(staged, target)
         elif digest_file(staged) != digest_file(target):
-            raise InputError(f"output.path {job.folder} holds an evaluation on other rows: choose another folder")
+            raise InputError(others)
     finally:
         staged.unlink(missing_ok=True)
     _tell({"event": "note", "message": f"Drew {plural(len(rows.records), 'row')} to evaluate on"})

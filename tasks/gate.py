@@ -1,8 +1,9 @@
 """Whether a changed model is good enough to take the place of the one it was made from.
 
 What counts is accuracy where the job has right answers, else perplexity, each relative to the original's. The point
-estimate decides; where its interval reaches beyond the limit, or the limit is within it, the verdict says that more
-rows would make it certain. A figure that is no number, or a row that only the new model fails at, is a refusal.
+estimate decides; where its interval reaches beyond the limit, or the limit is within it, or there are too few rows for
+the limit, the verdict says that more rows would make it certain. A figure that is no number, or a row that only the new
+model fails at, is a refusal.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict
 
 from tasks.evaluation import Estimate, Evaluation
+from tasks.evaluation_table import NORMAL
 
 Measure: TypeAlias = Literal["accuracy", "perplexity"]
 Loss: TypeAlias = tuple[float, float, float]
@@ -38,18 +40,19 @@ class Verdict(BaseModel):
 
 def judge(evaluation: Evaluation, max_loss: float) -> Verdict:
     """The verdict on the candidate of an evaluation with a reference; `max_loss` as in `quantize.max_loss`."""
-    candidate, reference = evaluation.candidate, evaluation.reference
-    assert reference is not None, "a gate compares two models"
+    assert evaluation.reference is not None, "a gate compares two models"
     found = _loss(evaluation)
     if found is None:
         why = "nothing could be compared: the original has no right answer, and neither has a perplexity"
         return Verdict(accepted=False, measure=None, loss=None, low=None, high=None, limit=max_loss, reason=why)
     measure, (loss, low, high) = found
-    figures, failed, warning = _figures(evaluation, measure, found[1]), candidate.errors - reference.errors, None
-    accepted = failed <= 0 and all(map(math.isfinite, (loss, low, high))) and loss <= max_loss
+    figures, failed, warning = _figures(evaluation, measure, found[1]), evaluation.lost, None
+    accepted = not failed and all(map(math.isfinite, (loss, low, high))) and loss <= max_loss
     reason = f"{figures}; quantize.max_loss = {max_loss:g} allows {_percent(max_loss)}"
-    if failed > 0:
-        reason = f"it fails at {failed:,} of {candidate.rows:,} rows that the original answers; {figures}"
+    if failed:
+        reason = f"it fails at {failed:,} of {evaluation.rows:,} rows that the original answers; {figures}"
+    elif accepted and measure == "accuracy" and (few := too_few(evaluation.rows, max_loss)):
+        warning = f"{few}: raise evaluate.rows, or name more with --input"
     elif low <= max_loss < high:
         other = "more" if accepted else "no more"
         warning = f"the interval says that the loss may be {other} than the limit: more evaluate.rows would tell"
@@ -62,6 +65,22 @@ def judge(evaluation: Evaluation, max_loss: float) -> Verdict:
         limit=max_loss,
         reason=reason,
         warning=warning,
+    )
+
+
+def too_few(rows: int, limit: float) -> str | None:
+    """What is to be said of so few rows that a share of them tells nothing of a limit; None if there are enough.
+
+    Enough are as many as show that the limit is kept if nothing at all is lost: Wilson's interval of 0 of n rows ends
+    at z^2 / (n + z^2).
+    """
+    if limit <= 0:
+        return None
+    needed = math.ceil(NORMAL**2 * (1 / limit - 1))
+    return (
+        f"{rows:,} rows are too few for a limit of {_percent(limit)}: {needed:,} at least show that it is kept"
+        if rows < needed
+        else None
     )
 
 

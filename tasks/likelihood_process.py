@@ -20,8 +20,6 @@ from tasks.settings import Settings
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-ROWS_A_MESSAGE = 64
-
 
 class LikelihoodOrder(BaseModel):
     """What one process is to do: the rows `part`, `part + parts`, ... of the file `texts`, of columns ids and first."""
@@ -88,7 +86,7 @@ def _measure(
     import pyarrow.parquet as pq
 
     from engine.comparison import Compared, Comparison
-    from engine.request import Request, run
+    from engine.request import Request
 
     engine = Comparison(candidate, reference, order.candidate.engine)
     mailbox.send({"ready": True})
@@ -97,15 +95,15 @@ def _measure(
     requests = [
         Request(row, table["ids"][row].values.to_numpy(), scored_from=table["first"][row].as_py()) for row in rows
     ]
-    done: list[list[Any]] = []
-    for found in run(engine, requests):
-        assert isinstance(found, Compared) or found.error is not None
-        if not isinstance(found, Compared):
-            assert found.error is not None
-            mailbox.send({"refused": found.error[1], "memory": found.error[0] == "out_of_memory"})
-            return
-        done.append([found.id, found.scored, found.logprob, found.reference, found.same, found.divergence])
-        if len(done) == ROWS_A_MESSAGE:
-            mailbox.send({"rows": done})
-            done = []
-    mailbox.send({"rows": done, "done": True})
+    engine.add(requests)
+    while engine.has_work:
+        done: list[list[Any]] = []
+        for found in engine.step():
+            assert isinstance(found, Compared) or found.error is not None
+            if not isinstance(found, Compared):
+                assert found.error is not None
+                mailbox.send({"refused": found.error[1], "memory": found.error[0] == "out_of_memory"})
+                return
+            done.append([found.id, found.scored, found.logprob, found.reference, found.same, found.divergence])
+        mailbox.send({"rows": done})  # of every step, also of one that finished none: it tells that work goes forward
+    mailbox.send({"done": True})

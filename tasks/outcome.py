@@ -157,7 +157,9 @@ def accuracy(job: Job, target: Destination, manifest: Manifest) -> float | None:
         return None
     right = 0
     for batch in _published(target, manifest, [f"{manifest.prefix}output", expected]):
-        right += sum(answer == wanted for answer, wanted in zip(*map(_texts, batch.columns), strict=True))
+        right += sum(
+            answer is not None and answer == wanted for answer, wanted in zip(*map(_texts, batch.columns), strict=True)
+        )
     return right / manifest.rows
 
 

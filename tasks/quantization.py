@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from data.checkpoint import Checkpoint
 from data.errors import InputError, RunError
-from data.pointer import promote
+from data.pointer import Pointer, promote
 from engine.quantizer_process import QuantizationFailed, quantize_in_children
 from engine.quantizer_report import LayerReport, QuantizationReport
 from tasks.evaluation import Evaluation
@@ -68,11 +68,12 @@ def opened(job: QuantizationJob) -> Iterator[OpenQuantization]:
         found = None if job.fresh else _finished(job)
         if found is not None:
             job.place.finish()
-            found = _promoted(job, found)
+            found = _promoted_once(job, found)
         else:
             job.place.begin(job.identity, fresh=job.fresh)
             if job.fresh:
-                shutil.rmtree(job.evaluation, ignore_errors=True)
+                for folder in job.evaluations:
+                    shutil.rmtree(folder, ignore_errors=True)
         yield OpenQuantization(job, found is not None, found)
 
 
@@ -141,6 +142,7 @@ def _make(job: QuantizationJob, told: Callable[[float], object]) -> None:
             job.calibration.ids,
             hear,
             [placement.environment(index) for index in range(placement.workers)] if placement.gpus else [{}],
+            job.place.work,
         )
 
 
@@ -170,12 +172,23 @@ def publish(work: OpenQuantization, evaluation: Evaluation | None) -> None:
 
 
 def _promoted(job: QuantizationJob, report: Quantization) -> Quantization:
-    """Have the pointer lead to the published checkpoint, where one is named; also after a kill before that."""
+    """Have the pointer lead to the published checkpoint, where one is named."""
     pointer = job.settings.quantize.promote
     if pointer is None:
         return report
     promote(pointer, job.place.path)
     return report.model_copy(update={"pointer": pointer})
+
+
+def _promoted_once(job: QuantizationJob, report: Quantization) -> Quantization:
+    """Promote what an earlier call has published, if a kill came before that; a move away since then stands."""
+    named = job.settings.quantize.promote
+    if named is None or not (pointer := Pointer(named)).led_to(job.place.path):
+        return _promoted(job, report)
+    if pointer.target() == job.place.path.resolve():
+        return report.model_copy(update={"pointer": named})
+    left = f"{named} has led to it before and was moved: overnight promote {named} {job.place.path} moves it back"
+    return report.model_copy(update={"warnings": (*report.warnings, left)})
 
 
 def _finished(job: QuantizationJob) -> Quantization | None:

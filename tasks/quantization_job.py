@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import glob
 import os
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from data.checkpoint import Checkpoint
+from data.dataset import Dataset
+from data.drawn_rows import draw_rows
 from data.errors import InputError
 from data.model_config import text_config
 from data.pointer import Pointer
 from data.run_folder import run_id
 from engine.quantizer_settings import QuantizerSettings
 from engine.settings import ModelSettings
-from tasks.calibration_rows import CalibrationRows, calibration_rows
+from tasks.calibration_rows import LEAST_ROWS, CalibrationRows, calibration_rows
 from tasks.evaluation_job import prepare_evaluation
+from tasks.figures import plural
 from tasks.job import dated
 from tasks.quantization_place import QuantizationPlace
 from tasks.settings import Settings
@@ -33,6 +38,8 @@ class QuantizationJob:
     identity: dict[str, Any]
     """What decides the bytes."""
     fresh: bool
+    compared: dict[str, Any] = field(default_factory=dict)
+    """What decides the gate's evaluation beside the candidate: the identity of the original's run among it."""
 
     @property
     def quantizer(self) -> QuantizerSettings:
@@ -46,21 +53,25 @@ class QuantizationJob:
         return found if isinstance(found, int) else 0
 
     @property
-    def evaluation(self) -> Path:
-        """The folder of the evaluation, one for each that there can be of this work, so that none meets another's."""
-        names = {"input", "job", "sampling", "evaluate"}
-        asked = self.settings.model_dump(mode="json", by_alias=True, include=names)
-        digest = run_id({"quantization": self.identity, **asked})
-        return self.place.work.parent / f"evaluate-{self.place.path.name}-{digest}"
+    def evaluations(self) -> Iterator[Path]:
+        """The folders of the evaluations of this work that are there."""
+        return self.place.work.parent.glob(f"{glob.escape(self._evaluation)}-*")
+
+    @property
+    def _evaluation(self) -> str:
+        """One name for each evaluation that there can be of this work, so that none meets another's."""
+        return f"evaluate-{self.place.path.name}-{run_id({'quantization': self.identity, 'compared': self.compared})}"
 
     def gate_settings(self, candidate: Path) -> Settings:
         """What the evaluate flow is told, to compare a checkpoint with the original on rows that calibrated nothing."""
-        settings, own = self.settings, self.settings.quantize.dataset is None and bool(self.calibration.ids)
+        settings, own = self.settings, self.calibration.others is not None
         compared = {"reference": str(self.checkpoint.folder), "skip": settings.quantize.rows if own else 0}
+        stored: dict[str, Any] = {"revision": None, "quantization": "none", "adapter": None, "trust_remote_code": False}
+        folder = f"{self._evaluation}-{run_id(Checkpoint.open(str(candidate)).digests())}"
         changes: dict[str, Any] = {
-            "model": ModelSettings(path=str(candidate)),
+            "model": ModelSettings(path=str(candidate), **stored),  # all of them, or the environment has its say
             "evaluate": settings.evaluate.model_copy(update=compared),
-            "output": settings.output.model_copy(update={"path": str(self.evaluation)}),
+            "output": settings.output.model_copy(update={"path": str(self.place.work.parent / folder)}),
         }
         return settings.model_copy(update=changes)
 
@@ -70,7 +81,7 @@ def prepare(settings: Settings, *, fresh: bool, started: datetime) -> Quantizati
 
     InputError for whatever is wrong; the message names it. `started` fills `{date}` in paths.
     """
-    settings = dated(settings, started)
+    settings = _dated(settings, started)
     if not settings.model.path:
         raise InputError("model.path is not set: give --model, or set it in the configuration file")
     checkpoint = Checkpoint.open(settings.model.path, settings.model.revision)
@@ -88,9 +99,16 @@ def prepare(settings: Settings, *, fresh: bool, started: datetime) -> Quantizati
         "calibration": calibration.digest,
     }
     job = QuantizationJob(settings, checkpoint, calibration, place, identity, fresh)
-    if settings.quantize.gate:
-        _check_gate(job, started)
-    return job
+    return replace(job, compared=_checked_gate(job, started)) if settings.quantize.gate else job
+
+
+def _dated(settings: Settings, started: datetime) -> Settings:
+    """With `{date}` filled in the paths, those of [quantize] among them."""
+    found = {name: getattr(settings.quantize, name) for name in ("output", "dataset")}
+    date = started.date().isoformat()
+    filled = {name: path.replace("{date}", date) for name, path in found.items() if path is not None}
+    settings = dated(settings, started)
+    return settings.model_copy(update={"quantize": settings.quantize.model_copy(update=filled)})
 
 
 def _output(settings: Settings, model: Path) -> Path:
@@ -109,17 +127,32 @@ def _output(settings: Settings, model: Path) -> Path:
     return output
 
 
-def _check_gate(job: QuantizationJob, started: datetime) -> None:
-    """InputError for what the evaluation would stumble over hours later."""
+def _checked_gate(job: QuantizationJob, started: datetime) -> dict[str, Any]:
+    """What decides the evaluation. InputError for what it would stumble over hours later."""
     settings, without = job.settings, "quantize.gate = false leaves that out"
     if not settings.input.path:
         raise InputError(f"the gate compares both models on rows: name them with --input; {without}")
-    if not job.calibration.others:
-        raise InputError(
-            f"{settings.input.path} has no more rows than quantize.rows = {settings.quantize.rows} takes to calibrate, "
-            f"and the gate compares both models on others: lower it; {without}"
-        )
+    if settings.evaluate.rows < LEAST_ROWS:
+        raise InputError(f"evaluate.rows = {settings.evaluate.rows} is too few for the gate: {LEAST_ROWS} at least")
+    _check_rows(job, without)
     try:
-        prepare_evaluation(job.gate_settings(job.checkpoint.folder), started, "")
+        checked = prepare_evaluation(job.gate_settings(job.checkpoint.folder), started, "")
     except InputError as error:
         raise InputError(f"the gate compares both models ({without}), and cannot: {error}") from error
+    judged = checked.settings.evaluate.model_dump(mode="json", exclude={"reference"})
+    return {"run": checked.job.identity, "evaluate": judged, "expected": checked.settings.job.expected}
+
+
+def _check_rows(job: QuantizationJob, without: str) -> None:
+    """InputError if the gate's input has too few rows beside those that calibrate."""
+    settings, left = job.settings, job.calibration.others
+    path, least = settings.input.path, f"the gate compares both models on {LEAST_ROWS} at least"
+    if left is None:
+        left = len(draw_rows(Dataset.open(settings.input), [LEAST_ROWS])[0].records)
+        if left < LEAST_ROWS:
+            raise InputError(f"input.path {path} has {plural(left, 'row')}, and {least}: name more; {without}")
+    elif left < LEAST_ROWS:
+        raise InputError(
+            f"{path} has {plural(left, 'row')} beside those that quantize.rows = {settings.quantize.rows} takes to "
+            f"calibrate, and {least}: lower it; {without}"
+        )

@@ -70,6 +70,8 @@ class QuantizationDisplay(LiveDisplay):
     def __init__(self, progress: QuantizationProgress, console: Console | None = None) -> None:
         super().__init__(progress.listen, console)
         self._progress = progress
+        self._lined = 0
+        """Layers that the last line told of."""
 
     def table(self) -> Table:
         """See LiveDisplay: a bar, and the layers that were done last."""
@@ -90,16 +92,17 @@ class QuantizationDisplay(LiveDisplay):
         return table
 
     def line(self) -> str | None:
-        """See LiveDisplay."""
-        progress, left = self._progress, self._progress.seconds_left
-        if not progress.layers or len(progress.layers) == progress.total:
+        """See LiveDisplay; None until another layer is done."""
+        progress, left, done = self._progress, self._progress.seconds_left, len(self._progress.layers)
+        if done in (0, self._lined, progress.total):
             return None
+        self._lined = done
         last = progress.layers[-1]
         error = f", error {error_text(last.error_after)}"
         if last.error_before != last.error_after:
             error += f" after the search, {error_text(last.error_before)} before"
         return (
-            f"{share(len(progress.layers), progress.total)}: {len(progress.layers)} of "
+            f"{share(done, progress.total)}: {done} of "
             f"{plural(progress.total, 'layer')}{error if last.error_after is not None else ''}"
             f"{f', {duration(left)} left' if left is not None else ''}"
         )

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data.dataset import Dataset
-from data.drawn_rows import DrawnRows, draw_rows
+from data.drawn_rows import DrawnRows, draw_rows, drawn_suffix
 from data.settings import InputSettings
 
 
@@ -45,7 +45,9 @@ def test_parts_share_no_row_and_are_written_as_they_were(format_: str, tmp_path:
     assert not positions[0] & positions[1]
     for number, part in enumerate(parts):
         assert list(part.positions) == sorted(part.positions)
-        assert _written(part, tmp_path / f"{number}{part.suffix}") == [whole[position] for position in part.positions]
+        assert _written(part, tmp_path / f"{number}{drawn_suffix(dataset)}") == [
+            whole[position] for position in part.positions
+        ]
     ids = [float(str(record["id"])) for record in parts[1].records]
     assert abs(sum(ids) / len(ids) - 1500) < 4 * 870 / 700**0.5, "the rows of a part come from all over the input"
 

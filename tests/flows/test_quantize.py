@@ -153,6 +153,10 @@ def test_kills_of_child_and_driver_cost_no_layer_and_change_no_byte(
         (["--set", "quantize.group_size=48"], "quantize.group_size = 48 is not supported: use 128, 64 or 32"),
         (["--model", "nowhere/at/all"], "nowhere/at/all does not exist"),
         (["--set", "input.path="], "is calibrated with rows: name the job's with --input"),
+        (
+            ["--set", "input.path=", "--set", "quantize.method=fp8"],
+            "the gate compares both models on rows: name them with --input",
+        ),
         (["--output", str(MODEL / "small")], "lie in each other: name another --output"),
     ],
 )

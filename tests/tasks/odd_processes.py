@@ -28,6 +28,13 @@ def idle(mailbox: Mailbox) -> None:
     time.sleep(600)
 
 
+def loading(mailbox: Mailbox) -> None:
+    """Needs longer for its start than it may be silent afterwards."""
+    time.sleep(6)
+    mailbox.send({"ready": True})
+    mailbox.send({"done": True})
+
+
 def diligent(mailbox: Mailbox) -> None:
     """Needs longer than the others may be silent, and says so."""
     for row in range(6):

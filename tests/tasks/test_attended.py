@@ -37,6 +37,10 @@ def test_all_are_heard_until_they_are_done(tmp_path: Path) -> None:
     assert len(attended(["diligent", "diligent"], tmp_path, 60.0)) == 14
 
 
+def test_a_start_may_take_longer_than_a_step(tmp_path: Path) -> None:
+    assert len(attended(["loading"], tmp_path, 2.0)) == 2
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from data.checkpoint import Checkpoint
 from data.errors import InputError
-from tasks.calibration_rows import CalibrationRows, calibration_rows
+from tasks.calibration_rows import LEAST_ROWS, CalibrationRows, calibration_rows
 from tasks.configuration import load_settings
 
 ROOT = Path(__file__).parents[2]
@@ -80,6 +81,18 @@ def test_a_dataset_of_its_own_is_asked_where_it_can_be_and_read_as_text_elsewher
         found = drawn(job=job, quantize={"dataset": text, "rows": 8})
         assert found.text == "column text"
         assert all(text.startswith("the parcel came on day ") for text in decoded(found))
+
+
+def test_a_dataset_that_is_the_input_takes_rows_of_the_input(tmp_path: Path) -> None:
+    source = written(tmp_path / "in.jsonl", 500, message="hello", text="something else")
+    copy, other = str(tmp_path / "copy.jsonl"), written(tmp_path / "other.jsonl", 100, message="hello")
+    shutil.copyfile(source, copy)
+    job: dict[str, Any] = {"input": {"path": source, "limit": 300}, "job": {"prompt": PROMPT}}
+    without = drawn(**job, quantize={"rows": 9})
+    for named in (source, copy):
+        found = drawn(**job, quantize={"rows": 9, "dataset": named})
+        assert (found.digest, found.others) == (without.digest, LEAST_ROWS)
+    assert drawn(**job, quantize={"rows": 100, "dataset": other}).others is None
 
 
 @pytest.mark.parametrize(

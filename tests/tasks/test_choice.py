@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from datetime import datetime
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from tasks.choice import Choice, Measured, Precision, Repeat, choose, loss_of_accuracy, loss_of_answers, rows_to_settle
+from engine.quantizer_report import REPORT_NAME
+from tasks.choice import Choice, Precision, Repeat, Trial, choose, loss_of_accuracy, loss_of_answers, rows_to_settle
+from tasks.choice_job import ChoiceOptions, prepared_choice
+from tasks.configuration import load_settings
 from tasks.evaluation import Estimate
 from tasks.evaluation_figures import share_of
+from tasks.measured import Flags
 
 ROWS = 1000
+MODEL = Path(__file__).parents[2] / "data" / "models" / "messages-4m"
 
 
-def measured(precision: Precision, *rates: float, changed: int | None = None, **others: Any) -> Measured:
+def measured(precision: Precision, *rates: float, changed: int | None = None, **others: Any) -> Trial:
     """A precision with these rows a second, and so many answers of ROWS that differ from those of none."""
     repeats = tuple(Repeat(seconds=ROWS / rate, rows=ROWS, output_tokens=10 * ROWS) for rate in rates)
     same = None if changed is None else share_of(ROWS - changed, ROWS)
     loss = None if same is None else loss_of_answers(same)
-    return Measured(precision=precision, set={}, repeats=repeats, same=same, **{"loss": loss, **others})
+    return Trial(precision=precision, set={}, repeats=repeats, same=same, **{"loss": loss, **others})
 
 
-def chosen(*others: Measured, none: tuple[float, ...] = (10, 10.2, 9.9), rows: int = ROWS) -> Choice:
+def chosen(*others: Trial, none: tuple[float, ...] = (10, 10.2, 9.9), rows: int = ROWS) -> Choice:
     return choose([measured("none", *none), *others], 0.02, rows, "cuda")
 
 
@@ -60,9 +70,9 @@ def test_on_a_slow_device_none_is_what_is_left() -> None:
 
 def test_what_fails_is_left_out() -> None:
     failed = measured("int4", failure="group_size = 128 does not divide")
-    choice = chosen(measured("fp8", 20, 20, 20, changed=0, errors=1), failed)
+    choice = chosen(measured("fp8", 20, 20, 20, changed=0, errors=1, lost=1), failed)
     assert choice.chosen == "none"
-    assert "fp8 is left out: it fails at 1 row more than none" in choice.notes
+    assert "fp8 is left out: it fails at 1 row that none answers" in choice.notes
     assert "int4 is left out: it could not be measured: group_size = 128 does not divide" in choice.notes
 
 
@@ -87,24 +97,69 @@ def test_a_short_run_says_from_how_many_rows_on_speed_is_that_of_a_long_one() ->
     assert not [note for note in chosen(measured("fp8", 30, 30, 30, changed=0)).notes if "shortest repeat" in note]
 
 
-@pytest.mark.parametrize(("changed", "limit"), [(0.015, 0.02), (0.03, 0.02), (0.0, 0.01)])
-def test_the_rows_that_settle_it_do(changed: float, limit: float) -> None:
-    rows = rows_to_settle(Estimate(value=changed, low=0, high=1), limit, 10)
+def test_where_none_is_right_nowhere_the_answers_decide() -> None:
+    nothing = share_of(0, ROWS)
+    original = measured("none", 10, 10, accuracy=nothing)
+    choice = choose([original, measured("fp8", 20, 20, changed=1, accuracy=nothing)], 0.02, ROWS, "cuda")
+    assert (choice.chosen, choice.by) == ("fp8", "answers")
+    assert "0.10 % of the answers change" in choice.reason
+
+
+def test_rows_that_a_given_checkpoint_was_calibrated_with_are_left_out(tmp_path: Path) -> None:
+    given = tmp_path / "int4"
+    shutil.copytree(MODEL, given)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"text": f"parcel {row}"}) + "\n" for row in range(90)))
+    sections: dict[str, Any] = {
+        "input": {"path": str(rows)},
+        "job": {"prompt": "{{ text }}"},
+        "model": {"path": str(MODEL)},
+        "quantize": {"rows": 20},
+    }
+    settings = load_settings(None, sections, environment={})
+    options = ChoiceOptions(tmp_path / "choice.json", str(given), rows=10, repeats=1)
+    with prepared_choice(settings, options, datetime.now()) as job:
+        assert job.calibrated == 20, "it does not tell"
+        report = {"calibration": {"rows": 55, "skipped": 5}}
+        (given / REPORT_NAME).write_text(json.dumps(report))
+        assert job.calibrated == 60
+
+
+@pytest.mark.parametrize(("lost", "won"), [(20, 8), (40, 10), (30, 29)])
+def test_the_rows_that_settle_it_do(lost: int, won: int) -> None:
+    """Rows like these, as many times as it takes."""
+    right, was_right = answered(lost, won)
+    loss = loss_of_accuracy(right, was_right)
+    assert loss is not None
+    rows = rows_to_settle(loss, 0.02, ROWS)
     assert rows is not None
-    found = share_of(round(changed * rows), rows)
+    times = -(-rows // ROWS)
+    found = loss_of_accuracy(np.tile(right, times), np.tile(was_right, times))
     assert found is not None
-    assert not found.low <= limit < found.high
-    assert rows_to_settle(Estimate(value=limit, low=0, high=1), limit, 10) is None
+    end = found.high if found.value < 0.02 else found.low
+    assert (end < 0.021) == (found.value < 0.02)
+
+
+def test_no_number_of_rows_settles_what_is_at_the_limit() -> None:
+    assert rows_to_settle(Estimate(value=0.02, low=0, high=1), 0.02, 10) is None
+    assert rows_to_settle(Estimate(value=0.0, low=0, high=0.01), 0.02, 10) == 10
 
 
 def test_the_loss_of_accuracy_is_paired_by_row() -> None:
-    loss = loss_of_accuracy(lost=20, won=10, right=800, rows=1000)
+    loss = loss_of_accuracy(*answered(lost=20, won=10))
     assert loss is not None
     assert loss.value == pytest.approx(10 / 800)
-    assert loss.low < 0 < loss.high
-    none = loss_of_accuracy(lost=0, won=0, right=900, rows=1000)
-    wilson = share_of(0, 900)
+    assert 0 <= loss.low < loss.value < loss.high < 0.03, "narrower than those of the lost and the won by themselves"
+    none = loss_of_accuracy(*answered(lost=0, won=0))
     assert none is not None
-    assert wilson is not None
-    assert (none.value, none.high) == (0, pytest.approx(wilson.high))
-    assert loss_of_accuracy(lost=0, won=5, right=0, rows=100) is None
+    assert (none.low, none.value, none.high) == (0, 0, 0)
+    assert loss_of_accuracy(np.ones(100, np.bool_), np.zeros(100, np.bool_)) is None
+
+
+def answered(lost: int, won: int) -> tuple[Flags, Flags]:
+    """ROWS rows of which 800 were right, and whether they are now."""
+    was_right = np.arange(ROWS) < 800
+    right = was_right.copy()
+    right[:lost] = False
+    right[ROWS - won :] = True
+    return right, was_right

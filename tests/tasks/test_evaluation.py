@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.json
+import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 from scipy.stats import binomtest
@@ -220,6 +222,18 @@ def test_the_report_is_one_page_that_escapes_what_rows_hold(job: EvaluationJob) 
         assert figure in html
 
 
+def test_a_token_that_the_candidate_never_says_does_not_end_the_report(job: EvaluationJob) -> None:
+    given = measured()
+    divergence = given.likelihoods.divergence.copy()
+    divergence[:3] = np.inf
+    some = replace(given, likelihoods=replace(given.likelihoods, divergence=divergence))
+    assert "3 rows beyond all bounds" in report_html(evaluation_of(some, "report.html"), some, job)
+    every = replace(given, likelihoods=replace(given.likelihoods, divergence=np.full(400, np.inf)))
+    found = evaluation_of(every, "report.html")
+    assert "beyond all bounds" not in report_html(found, every, job)
+    assert found.candidate.perplexity is not None
+
+
 def test_prefect_gets_text_without_markup_of_rows() -> None:
     text = as_markdown(evaluation_of(measured(slices={"who": [EVIL, "a|b"] * 200}), "report.html"))
     assert "<script" not in text.replace("\\<script", "")
@@ -273,6 +287,11 @@ def test_other_files_and_other_rows_are_left_alone(tmp_path: Path) -> None:
     fewer = prepared(tmp_path, evaluate__rows=10)
     with folder_of(fewer), pytest.raises(InputError, match="an evaluation on other rows"):
         draw.fn(fewer)
+    table = pyarrow.json.read_json(SAMPLE / "messages.jsonl")
+    pq.write_table(table, tmp_path / "messages.parquet")
+    another = prepared(tmp_path, input__path=str(tmp_path / "messages.parquet"))
+    with folder_of(another), pytest.raises(InputError, match="an evaluation on other rows"):
+        draw.fn(another)
     (tmp_path / "out" / "thesis.txt").touch()
     with pytest.raises(InputError, match=r"thesis\.txt"):
         prepared(tmp_path)

@@ -67,10 +67,20 @@ def test_an_interval_across_the_limit_asks_for_more_rows(change: float, accepted
 
 
 def test_rows_that_only_the_new_model_fails_at_are_a_refusal() -> None:
-    verdict = judge(evaluation(candidate=scores("candidate", errors=3), reference=scores("reference", errors=1)), 0.5)
+    """Also where the original fails at as many others."""
+    failing = {"candidate": scores("candidate", errors=3), "reference": scores("reference", errors=3)}
+    verdict = judge(evaluation(**failing, lost=2), 0.5)
     assert not verdict.accepted
     assert "fails at 2 of 1,000 rows" in verdict.reason
-    assert judge(evaluation(candidate=scores("c", errors=1), reference=scores("r", errors=1)), 0.5).accepted
+    assert judge(evaluation(**failing), 0.5).accepted
+
+
+@pytest.mark.parametrize(("rows", "few"), [(8, True), (188, True), (189, False)])
+def test_rows_that_are_too_few_for_the_limit_are_told(rows: int, few: bool) -> None:
+    """An interval without a row that changed has no width, however few rows there are."""
+    verdict = judge(evaluation(rows=rows, accuracy_change=estimate(0.0, 0.0)), 0.02)
+    assert verdict.accepted
+    assert ("189 at least" in str(verdict.warning)) == few
 
 
 def test_no_figure_and_no_number_are_refusals() -> None:

@@ -41,9 +41,12 @@ def test_the_time_left_is_that_of_layers_like_those_before() -> None:
     assert progress.seconds_left == 17.0
     assert "2 of 4 layers" in shown(progress)
     assert "7.0 %" in shown(progress)
-    line = QuantizationDisplay(progress).line()
-    assert line == "50.00 %: 2 of 4 layers, error 7.0 % after the search, 9.0 % before, 17 s left"
+    display = QuantizationDisplay(progress)
+    assert display.line() == "50.00 %: 2 of 4 layers, error 7.0 % after the search, 9.0 % before, 17 s left"
+    clock.now += 1
+    assert display.line() is None, "nothing new but the seconds left"
     progress.done_with(layer(2), 4)
+    assert "3 of 4 layers" in str(display.line())
     clock.now += 30
     assert progress.seconds_left is None, "the last layer takes longer than the others: nobody knows how long"
 
