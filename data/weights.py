@@ -76,7 +76,7 @@ def _header(path: Path) -> dict[str, Any]:
     size = path.stat().st_size
     with path.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
-        if size < 8 or length > _MAX_HEADER or 8 + length > size:
+        if length > _MAX_HEADER or 8 + length > size:
             raise InputError(f"{path} is not a whole safetensors file: its header is longer than the file or 100 MiB")
         text = stream.read(length)
     try:

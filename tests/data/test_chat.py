@@ -101,6 +101,12 @@ def test_refused_messages_are_told_at_the_start_in_the_templates_words() -> None
         template.check(["system", "user"])
 
 
+def test_limits_are_for_one_conversation_not_for_all() -> None:
+    template = ChatTemplate("{% for i in range(90000) %}{% endfor %}{{ messages[0].content }}", {}, NOW)
+    for number in range(15):
+        assert template.render([{"role": "user", "content": str(number)}]) == str(number)
+
+
 def test_a_row_that_is_refused_does_not_show_its_text() -> None:
     template = ChatTemplate("{{ raise_exception(messages[0].content) }}", {}, NOW)
     with pytest.raises(TemplateFailed) as caught:

@@ -107,6 +107,9 @@ def test_safetensors_that_cannot_be_whole(model: Path) -> None:
     for match, data in damaged.items():
         path.write_bytes(data)
         refused(model, rf"model\.safetensors.*{match}")
+    path.write_bytes(struct.pack("<Q", (100 << 20) + 1))
+    os.truncate(path, (100 << 20) + 9)  # whole, but a header that the library does not read
+    refused(model, r"model\.safetensors is not a whole .* or 100 MiB")
 
 
 @pytest.mark.parametrize("name", ["../outside.safetensors", "/etc/passwd", "x.bin", "missing.safetensors", 3])
@@ -115,6 +118,15 @@ def test_an_index_cannot_name_files_elsewhere(model: Path, name: Any) -> None:
     shutil.copy(model / "model.safetensors", model / "x.bin")
     (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
     refused(model, "index|missing")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{}", '{"weight_map": 3}', '{"weight_map": ["a"]}', '{"weight_map": {"a": []}}', "[" * 100_000],
+)
+def test_an_index_that_is_damaged_is_named(model: Path, text: str) -> None:
+    (model / "model.safetensors.index.json").write_text(text)
+    refused(model, r"model\.safetensors\.index\.json is not a valid weight index")
 
 
 def test_a_link_out_of_the_folder_is_refused_but_not_the_hubs_own(model: Path) -> None:
@@ -214,6 +226,17 @@ def test_pooling_of_sentence_transformers(model: Path, pooling: dict[str, Any], 
     modules.append({"type": "sentence_transformers.models.Dense", "path": "2_Dense"})
     (model / "modules.json").write_text(json.dumps(modules))
     with pytest.raises(InputError, match="Dense"):
+        Checkpoint.open(str(model)).pooling()
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+def test_pooling_is_not_read_outside_the_folder(model: Path, absolute: bool) -> None:
+    outside = model.parent / "outside"
+    outside.mkdir()
+    edit(outside / "config.json", pooling_mode="cls")
+    place = str(outside) if absolute else "../outside"
+    (model / "modules.json").write_text(json.dumps([{"type": "sentence_transformers.models.Pooling", "path": place}]))
+    with pytest.raises(InputError, match=r"modules\.json"):
         Checkpoint.open(str(model)).pooling()
 
 

@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 import pytest
 
-from data.durable import digest_file, make_folder, write_file
+from data.durable import digest_file, make_folder, move, write_file
 from data.errors import RunError
 
 ROOT = Path(__file__).parents[2]
@@ -163,3 +163,25 @@ def test_a_link_that_was_made_though_it_was_refused_counts(tmp: Path, monkeypatc
     monkeypatch.setattr(os, "link", twice)
     assert write_file(tmp, tmp.parent / "record", lambda file: file.write(b"ours"))
     assert (tmp.parent / "record").read_bytes() == b"ours"
+
+
+def test_bytes_and_names_are_there_when_they_are_synced(tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A power cut leaves no others."""
+    real = os.fsync
+    sizes: list[int] = []
+    names: set[Path] = set()
+
+    def watched(descriptor: int) -> None:
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        if path.is_dir():
+            names.update(path.iterdir())
+        else:
+            sizes.append(path.stat().st_size)
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    make_folder(tmp.parent / "a" / "b")
+    write_file(tmp, tmp.parent / "record", lambda file: file.write(b"whole"))
+    move(tmp.parent / "record", tmp.parent / "moved")
+    assert sizes == [5]
+    assert {tmp.parent / name for name in ("record", "moved", "a", "a/b")} <= names

