@@ -54,21 +54,21 @@ def test_a_model_of_the_hub_is_quantized_from_its_snapshot_into_models_here(
     job = prepared("org/tiny")
     assert job.place.path == tmp_path / "models" / "tiny-awq-int4-g128"
     assert job.checkpoint.folder == cached / "snapshots" / ("a" * 40)
-    gate = job.gate_settings(job.place.candidate)
+    gate = job.gate_settings(job.checkpoint.folder)
     assert gate.evaluate.reference == str(job.checkpoint.folder)
 
 
 def test_the_gate_asks_rows_that_calibrated_nothing(model: Path) -> None:
     job = prepared(model)
-    assert job.gate_settings(job.place.candidate).evaluate.skip == 16
-    other = prepared(model, quantize={"dataset": SAMPLE["input"]["path"]})
-    assert other.gate_settings(other.place.candidate).evaluate.skip == 0
+    assert job.gate_settings(job.checkpoint.folder).evaluate.skip == 16
+    same = prepared(model, quantize={"dataset": SAMPLE["input"]["path"]})
+    assert same.gate_settings(same.checkpoint.folder).evaluate.skip == 16
 
 
 @pytest.mark.parametrize(
     ("sections", "words"),
     [
-        ({"quantize": {"rows": 360}}, ["no more rows than quantize.rows = 360", "quantize.gate = false"]),
+        ({"quantize": {"rows": 360}}, ["0 rows beside those that quantize.rows = 360 takes", "quantize.gate = false"]),
         (
             {"job": {"kind": "embed", "prompt": None, "column": "text", "expected": None}},
             ["the gate", "embed", "gate = false"],
