@@ -136,7 +136,7 @@ HOSTILE = [
 
 BIG = "{% set b = 'x' * 1000000 %}"
 MANY = [
-    "{% set b = 'x' * 60000 %}{{ b|replace(old='x', new=b) }}",
+    "{% set b = 'x' * 60000 %}{{ b|replace(new=b, old='x') }}",
     "{{ ('\\n' * 1000000)|indent(width=1000000)|length }}",
     "{{ ('\\n' * 1000000)|indent('x' * 1000000)|length }}",
     "{{ ('\\t' * 1000000).expandtabs(1000000)|length }}",
