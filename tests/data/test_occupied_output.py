@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from data.errors import InputError
+from data.errors import InputError, RunError
 from data.publish import prepare_output, verify_published
 from data.settings import OutputSettings
+from data.target import Target
 from tests.data.publishing import ROWS, expected, settings
 
 
@@ -57,6 +59,15 @@ def test_a_file_that_is_no_result_is_not_replaced_with_fresh_either(done: Any) -
     with pytest.raises(InputError, match=r"no part of a result.*mine\.jsonl"):
         done.publish(fresh=True)
     assert (done.root / "mine.jsonl").read_text() == "precious"
+
+
+def test_a_file_that_comes_to_lie_at_the_path_meanwhile_stays(tmp_path: Path) -> None:
+    (tmp_path / ".assembled").write_text("ours")
+    (tmp_path / "out.jsonl").write_text("theirs")
+    with pytest.raises(RunError, match=r"cannot move the result to .*out\.jsonl: File exists"):
+        Target.at(tmp_path / "out.jsonl").place(tmp_path / ".assembled")
+    assert (tmp_path / "out.jsonl").read_text() == "theirs"
+    assert (tmp_path / ".assembled").read_text() == "ours"
 
 
 def test_an_empty_output_folder_is_used(done: Any) -> None:
