@@ -70,6 +70,33 @@ def test_a_file_that_comes_to_lie_at_the_path_meanwhile_stays(tmp_path: Path) ->
     assert (tmp_path / ".assembled").read_text() == "ours"
 
 
+def test_a_result_that_another_run_publishes_meanwhile_stays(
+    tmp_path: Path, new_lab: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, theirs = (
+        new_lab(
+            tmp_path / name,
+            ROWS[:50],
+            output=OutputSettings(path=str(tmp_path / "out"), error_budget=1),
+            identity={name: 1},
+        )
+        for name in ("ours", "theirs")
+    )
+    ours.compute()
+    theirs.compute()
+
+    def then_theirs(*args: Any, **options: Any) -> Any:
+        monkeypatch.undo()
+        found = prepare_output(*args, **options)
+        theirs.publish()
+        return found
+
+    monkeypatch.setattr("data.publish.prepare_output", then_theirs)
+    with pytest.raises(RunError, match=r"_manifest\.json was changed by another run; run again"):
+        ours.publish()
+    assert verify_published(tmp_path / "out").run == theirs.run.id
+
+
 def test_an_empty_output_folder_is_used(done: Any) -> None:
     done.target.mkdir()
     done.publish()
