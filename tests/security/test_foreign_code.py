@@ -17,6 +17,7 @@ from data.errors import InputError
 from data.settings import InputSettings
 from engine.model import load_model
 from tasks.configuration import load_settings
+from tasks.engines import build_engine
 from tasks.job import RunOptions, prepare
 from tests.flows.conftest import MODEL
 
@@ -104,6 +105,16 @@ def test_a_models_own_code_is_not_run(with_code: Path, marker: Path, monkeypatch
     checkpoint.digests()
     with pytest.raises((ValueError, OSError)):
         load_model(with_code, dtype=torch.float32, device=CPU)
+    assert not marker.exists()
+
+
+def test_a_worker_does_not_run_it_either(with_code: Path, marker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(with_code.parent / "modules"))
+    given = {"model": {"path": str(with_code)}, "job": {"prompt": "{{ text }}"}}
+    with pytest.raises((ValueError, OSError)):
+        build_engine(
+            load_settings(None, given, (), {}), Checkpoint.open(str(with_code)), "cpu", torch.get_num_threads()
+        )
     assert not marker.exists()
 
 
