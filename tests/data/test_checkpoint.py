@@ -85,6 +85,19 @@ def test_a_hub_id_without_network(monkeypatch: pytest.MonkeyPatch) -> None:
     refused("nobody/no-such-model-anywhere", "neither a folder nor a model")
 
 
+def test_code_is_fetched_only_where_it_is_trusted(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+
+    def fetch(_name: str, *, allow_patterns: list[str], **_: Any) -> str:
+        asked.append(allow_patterns)
+        return str(model)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    for trusted in (False, True):
+        Checkpoint.open("somebody/model", trust_remote_code=trusted)
+    assert ["*.py" in patterns for patterns in asked] == [False, True]
+
+
 def test_pickles_are_refused_and_never_opened(model: Path) -> None:
     (model / "model.safetensors").unlink()
     refused(model, "holds no weights")

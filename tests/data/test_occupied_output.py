@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from data.errors import InputError
+from data.errors import InputError, RunError
 from data.publish import prepare_output, verify_published
 from data.settings import OutputSettings
+from data.target import Target
 from tests.data.publishing import ROWS, expected, settings
 
 
@@ -57,6 +59,42 @@ def test_a_file_that_is_no_result_is_not_replaced_with_fresh_either(done: Any) -
     with pytest.raises(InputError, match=r"no part of a result.*mine\.jsonl"):
         done.publish(fresh=True)
     assert (done.root / "mine.jsonl").read_text() == "precious"
+
+
+def test_a_file_that_comes_to_lie_at_the_path_meanwhile_stays(tmp_path: Path) -> None:
+    (tmp_path / ".assembled").write_text("ours")
+    (tmp_path / "out.jsonl").write_text("theirs")
+    with pytest.raises(RunError, match=r"cannot move the result to .*out\.jsonl: File exists"):
+        Target.at(tmp_path / "out.jsonl").place(tmp_path / ".assembled")
+    assert (tmp_path / "out.jsonl").read_text() == "theirs"
+    assert (tmp_path / ".assembled").read_text() == "ours"
+
+
+def test_a_result_that_another_run_publishes_meanwhile_stays(
+    tmp_path: Path, new_lab: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, theirs = (
+        new_lab(
+            tmp_path / name,
+            ROWS[:50],
+            output=OutputSettings(path=str(tmp_path / "out"), error_budget=1),
+            identity={name: 1},
+        )
+        for name in ("ours", "theirs")
+    )
+    ours.compute()
+    theirs.compute()
+
+    def then_theirs(*args: Any, **options: Any) -> Any:
+        monkeypatch.undo()
+        found = prepare_output(*args, **options)
+        theirs.publish()
+        return found
+
+    monkeypatch.setattr("data.publish.prepare_output", then_theirs)
+    with pytest.raises(RunError, match=r"_manifest\.json was changed by another run; run again"):
+        ours.publish()
+    assert verify_published(tmp_path / "out").run == theirs.run.id
 
 
 def test_an_empty_output_folder_is_used(done: Any) -> None:

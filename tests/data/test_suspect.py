@@ -94,6 +94,17 @@ def test_the_second_attempt_is_alone_and_the_third_a_trial(run: RunFolder) -> No
         assert (verdict.trial, verdict.parts) == ((None, (range(4),)) if deaths == 1 else (range(2), ()))
 
 
+def test_a_row_that_died_is_tried_again_before_any_other(run: RunFolder) -> None:
+    """In the process that came up after its death, in which nothing else has run."""
+    trier = Trier(run, 4, lambda slots: 0 in slots)
+    tried = []
+    for _ in range(7):
+        part = trier.verdict().trial
+        tried.append(part)
+        trier.attempt(part or range(4), frozenset(), trial=part is not None)
+    assert tried == [None, None, range(2), range(1), range(1), range(1, 2), range(2, 4)]
+
+
 def test_a_death_that_no_driver_saw_counts_half(run: RunFolder) -> None:
     """Drivers that are killed again and again while a row is tried do not make it an error row."""
     trier = Trier(run, 4, lambda slots: bool(slots & {2}), seen=False)

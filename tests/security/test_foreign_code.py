@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,9 @@ from data.dataset import Dataset
 from data.errors import InputError
 from data.settings import InputSettings
 from engine.model import load_model
+from tasks.configuration import load_settings
+from tasks.engines import build_engine
+from tasks.job import RunOptions, prepare
 from tests.flows.conftest import MODEL
 
 CPU = torch.device("cpu")
@@ -104,9 +108,39 @@ def test_a_models_own_code_is_not_run(with_code: Path, marker: Path, monkeypatch
     assert not marker.exists()
 
 
+def test_a_worker_does_not_run_it_either(with_code: Path, marker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(with_code.parent / "modules"))
+    given = {"model": {"path": str(with_code)}, "job": {"prompt": "{{ text }}"}}
+    with pytest.raises((ValueError, OSError)):
+        build_engine(
+            load_settings(None, given, (), {}), Checkpoint.open(str(with_code)), "cpu", torch.get_num_threads()
+        )
+    assert not marker.exists()
+
+
 def test_a_models_own_code_runs_where_it_is_trusted(
     with_code: Path, marker: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(with_code.parent / "modules"))
     load_model(with_code, dtype=torch.float32, device=CPU, trust_remote_code=True)
     assert marker.exists(), "the other test would prove nothing"
+
+
+def test_trusted_code_is_part_of_what_makes_a_run(with_code: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(with_code.parent / "cache"))
+    (with_code.parent / "in.jsonl").write_text('{"text": "hello"}\n')
+
+    def run_id(trusted: bool) -> str:
+        given = {
+            "input": {"path": str(with_code.parent / "in.jsonl")},
+            "output": {"path": str(with_code.parent / "out")},
+            "model": {"path": str(with_code), "trust_remote_code": trusted},
+            "job": {"prompt": "{{ text }}"},
+        }
+        return prepare(load_settings(None, given, (), {}), RunOptions(), datetime.now(), "overnight infer").run_id
+
+    before = {trusted: run_id(trusted) for trusted in (False, True)}
+    with (with_code / "own.py").open("a") as file:
+        file.write("# changed\n")
+    assert run_id(False) == before[False]
+    assert len({run_id(True), *before.values()}) == 3

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from data.errors import Held
+from data.errors import Held, InputError
 from tasks.configuration import load_settings
 from tasks.job import Job, RunOptions, prepare
 from tasks.places import locked_places
@@ -30,6 +30,20 @@ def job(place: Path, output: str = "out", seed: int = 0, fresh: bool = False, ru
         "sampling": {"seed": seed},
     }
     return prepare(load_settings(None, given, (), {}), RunOptions(run_dir, fresh), datetime.now(), "overnight infer")
+
+
+@pytest.mark.parametrize(
+    ("output", "run", "words"),
+    [
+        ("out", "out", "the run folder .*/out lies inside output.path"),
+        ("out", "out/run", "the run folder .*/out/run lies inside output.path"),
+        ("run/out", "run", "output.path .*/run/out lies inside the run folder"),
+    ],
+)
+def test_output_and_run_folder_lie_apart(tmp_path: Path, output: str, run: str, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        job(tmp_path, output, run_dir=tmp_path / run)
+    assert job(tmp_path, "out", run_dir=tmp_path / "out.run").run_path == tmp_path / "out.run"
 
 
 def test_a_run_has_one_driver_whatever_output_it_names(tmp_path: Path) -> None:

@@ -33,7 +33,10 @@ def search(seat: Seat, poison: set[int], rows: int = ROWS) -> set[int] | None:
     return None
 
 
-@pytest.mark.parametrize("poison", [{0}, {ROWS - 1}, {1000, 3000}, set(range(8)), {5, 700, 2048, 2049, 3333}])
+FOUND = [{0}, {ROWS - 1}, {1000, 3000}, set(range(8)), {5, 700, 2048, 2049, 3333}, set(range(0, ROWS, 256))]
+
+
+@pytest.mark.parametrize("poison", FOUND)
 def test_a_seat_outlives_the_search_in_a_large_shard(poison: set[int]) -> None:
     seat = Seat(0, RETRIES, Growth(0.0))
     for _ in range(2):  # and in further ones
