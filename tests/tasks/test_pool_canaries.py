@@ -11,7 +11,7 @@ import pytest
 from engine.supervisor import Child
 from tasks.endings import NoWorkers
 from tasks.pool import WorkerPool
-from tests.flows.conftest import ROOT
+from tests.tasks.conftest import ROOT
 
 
 def pool_of(folder: Path, good: int, bad: int, **variables: str) -> tuple[WorkerPool, list[dict[str, Any]]]:
