@@ -55,6 +55,19 @@ def test_what_a_worker_has_started_ends_with_it(tmp_path: Path, by: str) -> None
     grandchild.wait(timeout=10)
 
 
+def test_files_in_the_folder_of_the_user_do_not_stand_in_for_the_programs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("engine.py", "tasks.py", "data.py", "json.py"):
+        (tmp_path / name).write_text("raise SystemExit('the wrong file')\n")
+    monkeypatch.chdir(tmp_path)
+    child = Child("tests.tasks.obedient_worker:main", environment={"PYTHONPATH": str(ROOT)}, log=tmp_path / "log")
+    message = child.receive()
+    child.end()
+    assert message is not None, (tmp_path / "log").read_text()
+    assert message["event"] == "ready"
+
+
 def test_a_parent_that_is_gone_when_its_child_begins_is_noticed() -> None:
     lifeline, other = os.pipe()
     os.close(other)

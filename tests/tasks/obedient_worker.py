@@ -19,6 +19,7 @@ def main(mailbox: Mailbox) -> None:
         message = mailbox.receive(wait=True)
         assert message is not None
         if message["do"] == "die":
+            time.sleep(message.get("seconds", 0))
             print("about to die", flush=True)
             os.kill(os.getpid(), signal.SIGKILL)
         if message["do"] == "hang":

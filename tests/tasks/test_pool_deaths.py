@@ -69,10 +69,12 @@ def test_deaths_of_suspects_do_not_end_a_worker_for_good(make_pool: MakePool) ->
     assert pool.submit(work(9)).result(timeout=60)["shard"] == "s9"
 
 
+@pytest.mark.parametrize("depth", [1, 3])
 def test_a_worker_whose_memory_grows_without_end_is_replaced_between_two_shards(
-    make_pool: MakePool, events: list[dict[str, Any]]
+    make_pool: MakePool, events: list[dict[str, Any]], depth: int
 ) -> None:
-    pool = make_pool(1, growth=8 << 20)
+    """Once it holds none: those that it has by then are finished."""
+    pool = make_pool(1, growth=8 << 20, depth=depth)
     futures = [pool.submit(work(n, "leak")) for n in range(2 * SHARDS)]
     pids = [future.result(timeout=60)["pid"] for future in futures]
     assert 1 < len(set(pids)) <= 3
