@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from typing import Any
 
@@ -68,3 +69,15 @@ def test_a_suspect_has_its_worker_to_itself(make_pool: MakePool, events: list[di
     assert [event["shards"] for event in events if event["event"] == "died"] == [["s1"]]
     assert futures[0].result(timeout=60)
     assert futures[2].result(timeout=60)
+
+
+def test_nothing_is_put_beside_a_suspect_either(make_pool: MakePool, events: list[dict[str, Any]]) -> None:
+    pool = make_pool(1, depth=3)
+    pid = pool.submit(work(0)).result(timeout=60)["pid"]
+    suspect = pool.submit(work(1, "die", seconds=1.0), alone=True)
+    time.sleep(0.3)  # its worker has it by then
+    later = pool.submit(work(2))
+    with pytest.raises(WorkerDied):
+        suspect.result(timeout=60)
+    assert [event["shards"] for event in events if event["event"] == "died"] == [["s1"]]
+    assert later.result(timeout=60)["pid"] != pid
