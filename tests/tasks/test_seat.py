@@ -129,3 +129,14 @@ def test_starts_are_delayed_more_after_each_death_up_to_half_a_minute() -> None:
         delays.append(seat.restart_at - before)
     assert delays[:4] == pytest.approx([0.5, 1, 2, 4], abs=0.1)
     assert delays[-1] == pytest.approx(30, abs=0.1)
+
+
+def test_a_finished_shard_makes_up_for_the_deaths_before_it(seat: Seat) -> None:
+    seat.failures = seat.retries
+    seat.give(given())
+    assert seat.finish("s") is not None
+    seat.lose()
+    assert not seat.gone
+    for _ in range(RETRIES):
+        seat.lose()
+    assert seat.gone
