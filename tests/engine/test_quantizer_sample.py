@@ -47,7 +47,7 @@ def _perplexity(model: PreTrainedModel, examples: list[Example]) -> float:
     return math.exp(total / count)
 
 
-@pytest.mark.parametrize(("method", "bits", "answers", "rise"), [("awq", 4, 0.98, 1.08), ("fp8", 8, 0.99, 1.02)])
+@pytest.mark.parametrize(("method", "bits", "answers", "rise"), [("awq", 4, 0.98, 1.08), ("fp8", 8, 0.995, 1.02)])
 def test_the_bundled_model_keeps_its_answers(
     method: str, bits: int, answers: float, rise: float, examples: list[Example], tmp_path: Path
 ) -> None:
