@@ -8,8 +8,9 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 sample: .venv/installed
 	$(BIN)/overnight infer --config data/sample/config.toml
 
+# Two at a time: much of the suite waits for programs it has started.
 test: .venv/installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 check: .venv/installed-dev
 	$(BIN)/ruff format --check .
