@@ -224,13 +224,12 @@ def _check_growth(name: str, text: str | bytes, args: Sequence[Any]) -> None:
 
 
 def _check_operation(operator: str, left: Any, right: Any) -> None:
+    """What can be far longer than its operands, before it is made; a sum is measured afterwards."""
     if operator == "%":
         if isinstance(left, str):
             if _WIDTH.search(left):
                 raise Exceeded("a width in a format is too large")
             _check_size(len(left) + left.count("%") * _weight(right))
-    elif operator == "+":
-        _check_size(_weight(left) + _weight(right))
     elif operator == "**":
         if isinstance(left, int) and isinstance(right, int) and left.bit_length() * abs(right) > _MAX_BITS:
             raise Exceeded("a number is too large")

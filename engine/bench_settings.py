@@ -71,12 +71,16 @@ class BenchSettings(Section):
         return trace
 
 
-def parse(arguments: Sequence[str], program: str) -> BenchSettings:
-    """The settings on a command line. A wrong one ends the process with one line and status 2; --help with 0."""
+def parse(arguments: Sequence[str], program: str, epilog: str | None = None) -> BenchSettings:
+    """The settings on a command line. A wrong one ends the process with one line and status 2; --help with 0.
+
+    `epilog` ends the help.
+    """
     parser = argparse.ArgumentParser(
         program,
         usage="%(prog)s [WORKLOAD ...] [options]",
         description=_DESCRIPTION,
+        epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

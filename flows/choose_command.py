@@ -6,18 +6,14 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from flows.exits import exit_status
 from flows.interrupts import take_signals
 from flows.options import Config, Input, Model, Sets, SettingsHelp, given_settings
-from flows.session import load_flow, start_server
-
-if TYPE_CHECKING:
-    from tasks.choice import Choice
+from flows.session import run_flow
 
 Int4 = Annotated[
     str | None, typer.Option("--int4", help="A checkpoint with int4 weights; one is made if not given.", metavar="PATH")
@@ -31,7 +27,7 @@ _app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_ma
 
 def choose(arguments: Sequence[str]) -> None:
     """Run the command with the arguments beside --choose; ends the program."""
-    _app(args=list(arguments), prog_name="overnight bench --choose")
+    typer.main.get_command(_app)(args=list(arguments), prog_name="overnight bench --choose")  # see flows.cli.main
 
 
 @_app.command(cls=SettingsHelp)
@@ -56,20 +52,4 @@ def _choose(
         take_signals()
         options = ChoiceOptions(output, int4, rows, repeats)
         CHECKED.set(stack.enter_context(prepared_choice(settings, options, datetime.now())))
-        print_choice(_run(stack), output.absolute(), Console())
-
-
-def _run(stack: ExitStack) -> Choice:
-    """Run the flow on the configured Prefect server or on one of its own."""
-    from data.errors import RunError
-
-    server = start_server(stack, Path(stack.enter_context(TemporaryDirectory(prefix="overnight-choose-"))))
-    flow = load_flow("choose", stack, server)
-    from httpx import HTTPError
-    from prefect.exceptions import PrefectException
-
-    try:
-        choice: Choice = flow(config="")
-    except (PrefectException, HTTPError) as error:
-        raise RunError(f"Prefect failed: {error}") from error
-    return choice
+        print_choice(run_flow("choose", ""), output.absolute(), Console())

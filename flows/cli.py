@@ -10,10 +10,9 @@ import atexit
 import os
 import subprocess
 import sys
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -26,10 +25,7 @@ from flows.interrupts import take_signals
 from flows.options import Config, Model, Sets, SettingsHelp, given_settings
 from flows.promote_command import promote
 from flows.quantize_command import quantize
-from flows.session import load_flow, start_server
-
-if TYPE_CHECKING:
-    pass
+from flows.session import run_flow
 
 app = typer.Typer(
     name="overnight",
@@ -115,28 +111,25 @@ def doctor(config: Config = None, sets: Sets = None, model: Model = None) -> Non
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
 def bench(context: typer.Context) -> None:
-    """Measure the engine on fixed workloads, or with --choose which precision suits a job; both have a --help."""
+    """Measure the engine on fixed workloads, or with --choose which precision suits a job."""
     if "--choose" in context.args:
         from flows.choose_command import choose
 
         return choose([word for word in context.args if word != "--choose"])
     from engine.bench_settings import parse
 
-    settings = parse(context.args, "overnight bench")
+    settings = parse(
+        context.args, "overnight bench", "overnight bench --choose --help: which precision suits the rows of a job"
+    )
     take_signals()
-    with exit_status(), ExitStack() as stack:
-        server = start_server(stack, Path(stack.enter_context(TemporaryDirectory(prefix="overnight-bench-"))))
-        flow = load_flow("bench", stack, server)
-        from httpx import HTTPError
-        from prefect.exceptions import PrefectException
-
+    with exit_status():
         from engine.bench_process import BenchFailed
 
         try:
-            flow(settings)
+            run_flow("bench", settings)
         except ValueError as error:
             fail(str(error), 2)
-        except (BenchFailed, PrefectException, HTTPError) as error:
+        except BenchFailed as error:
             fail(str(error), 1)
 
 
@@ -170,7 +163,7 @@ def main() -> None:
     sys.excepthook = print_quietly
     keep_bytecode()
     try:
-        app()
+        typer.main.get_command(app)()  # an app that is called sets an excepthook of its own
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1 if end.code else 0
         raise

@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 from tasks.settings import reference
 from tests.flows.conftest import Overnight
 
@@ -33,3 +35,22 @@ def test_the_help_of_infer_lists_every_setting(overnight: Overnight) -> None:
 def test_an_unknown_command_or_option_is_status_two(overnight: Overnight) -> None:
     assert overnight("infre").returncode == 2
     assert overnight("audit").returncode == 2
+
+
+@pytest.mark.parametrize("command", ["unforeseen", "bench --choose"])
+def test_a_traceback_of_the_program_quotes_no_row(command: str) -> None:
+    script = (
+        "import sys, flows.cli, flows.choose_command\n"
+        "def unforeseen(*args, **options):\n"
+        "    int('a private ' + 'text')\n"
+        "flows.cli.app.command()(lambda: unforeseen())\n"
+        "flows.choose_command.given_settings = unforeseen\n"
+        "flows.cli.app.registered_commands[-1].name = 'unforeseen'\n"
+        f"sys.argv = ['overnight', *{command.split()!r}]\n"
+        "flows.cli.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "ValueError" in done.stderr
+    assert "in unforeseen" in done.stderr
+    assert "a private text" not in done.stdout + done.stderr

@@ -108,6 +108,18 @@ def test_a_models_own_code_is_not_run(with_code: Path, marker: Path, monkeypatch
     assert not marker.exists()
 
 
+def test_code_beside_a_known_architecture_is_not_run_either(
+    with_code: Path, marker: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(with_code.parent / "modules"))
+    config = json.loads((MODEL / "config.json").read_text())
+    (with_code / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModelForCausalLM": "own.Model"}}))
+    load_model(with_code, dtype=torch.float32, device=CPU)
+    assert not marker.exists(), "the architecture's own class answers"
+    load_model(with_code, dtype=torch.float32, device=CPU, trust_remote_code=True)
+    assert marker.exists(), "the test would prove nothing"
+
+
 def test_a_worker_does_not_run_it_either(with_code: Path, marker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(with_code.parent / "modules"))
     given = {"model": {"path": str(with_code)}, "job": {"prompt": "{{ text }}"}}
