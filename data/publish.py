@@ -70,7 +70,9 @@ def prepare_output(run: RunFolder, output: OutputSettings, *, fresh: bool = Fals
     if publications.permitted(run, target, target.manifest_digest()) or _begun(run, target, current):
         return None
     if current is None or current.run != run.id:
-        what = "holds the result of another run" if current is not None else "is not empty and not a result"
+        what = "is not empty and not a result"
+        if current is not None:
+            what = f"holds the result of another run{_changed_model(run, current)}"
         raise InputError(f"{target.name} {what}; choose another --output, or replace it with --fresh")
     return _verified(run, target, current)
 
@@ -117,6 +119,15 @@ def publish(
     _verified(run, target, manifest)
     _finish(run, target, manifest)
     return manifest
+
+
+def _changed_model(run: RunFolder, current: Manifest) -> str:
+    """Which parts of the model are others than those of a result, as it is where a pointer was moved since."""
+    theirs, ours = current.extra.get("digests"), run.identity.get("model")
+    if not isinstance(theirs, dict) or not isinstance(ours, dict):
+        return ""
+    changed = [name for name, digest in ours.items() if theirs.get(name) != digest]
+    return f", with another {' and '.join(changed)}" if changed else ""
 
 
 def published_base(run: RunFolder, output: OutputSettings) -> tuple[Destination, Manifest] | None:

@@ -4,22 +4,15 @@ from __future__ import annotations
 
 import shlex
 import sys
-from contextlib import ExitStack
 from datetime import datetime
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from flows.exits import exit_status
 from flows.interrupts import take_signals
 from flows.options import Config, Input, Limit, Model, Output, Sets, given_settings
-from flows.session import load_flow, start_server
-
-if TYPE_CHECKING:
-    from tasks.evaluation import Evaluation
-    from tasks.evaluation_job import EvaluationJob
+from flows.session import run_flow
 
 Reference = Annotated[str | None, typer.Option("--reference", help="Sets evaluate.reference.", metavar="MODEL")]
 
@@ -36,7 +29,7 @@ def evaluate(
     """Measure a model on rows of a job, alone or against a reference, with a report. Running it again resumes."""
     from rich.console import Console
 
-    from tasks.evaluation_job import prepare_evaluation
+    from tasks.evaluation_job import CHECKED, prepare_evaluation
     from tasks.evaluation_screen import print_evaluation
 
     with exit_status():
@@ -46,23 +39,5 @@ def evaluate(
         )
         take_signals()
         job = prepare_evaluation(settings, datetime.now(), shlex.join(["overnight", *sys.argv[1:]]))
-        print_evaluation(_evaluate(job), Console())
-
-
-def _evaluate(job: EvaluationJob) -> Evaluation:
-    """Run the flow on the configured Prefect server or on one of its own."""
-    from data.errors import RunError
-    from tasks.evaluation_job import CHECKED
-
-    CHECKED.set(job)
-    with ExitStack() as stack:
-        server = start_server(stack, Path(stack.enter_context(TemporaryDirectory(prefix="overnight-evaluate-"))))
-        flow = load_flow("evaluate", stack, server)
-        from httpx import HTTPError
-        from prefect.exceptions import PrefectException
-
-        try:
-            evaluation: Evaluation = flow(config="")
-        except (PrefectException, HTTPError) as error:
-            raise RunError(f"Prefect failed: {error}") from error
-        return evaluation
+        CHECKED.set(job)
+        print_evaluation(run_flow("evaluate", ""), Console())

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,7 +11,7 @@ import typer
 from flows.exits import exit_status
 from flows.interrupts import take_signals
 from flows.options import Config, Fresh, Input, Model, Sets, given_settings
-from flows.session import load_flow, start_server
+from flows.session import run_flow
 
 if TYPE_CHECKING:
     from tasks.quantization_job import QuantizationJob
@@ -43,23 +41,14 @@ def _quantize(job: QuantizationJob, config: Path | None) -> None:
     """Run the flow, and print what it came to, also of a checkpoint that is refused."""
     from rich.console import Console
 
-    from data.errors import RunError
     from tasks.quantization import OPENED, opened
     from tasks.quantization_screen import print_quantization
 
-    with ExitStack() as stack:
-        work = stack.enter_context(opened(job))
+    with opened(job) as work:
         if not work.finished:
             OPENED.set(work)
-            server = start_server(stack, Path(stack.enter_context(TemporaryDirectory(prefix="overnight-quantize-"))))
-            flow = load_flow("quantize", stack, server)
-            from httpx import HTTPError
-            from prefect.exceptions import PrefectException
-
             try:
-                flow(config=str(config or ""))
-            except (PrefectException, HTTPError) as error:
-                raise RunError(f"{error}; finished layers are kept") from error
+                run_flow("quantize", str(config or ""), advice="finished layers are kept")
             finally:
                 if work.report is not None:
                     print_quantization(work.report, Console())

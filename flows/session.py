@@ -9,6 +9,7 @@ import os
 from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -54,3 +55,22 @@ def load_flow(name: str, stack: ExitStack, server: LocalServer | None) -> Any:
         own = {PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None, PREFECT_CLIENT_MAX_RETRIES: 2}
         stack.enter_context(temporary_settings(own))
     return flow
+
+
+def run_flow(name: str, *arguments: Any, advice: str = "") -> Any:
+    """What a flow of `flows` returns, run on the configured Prefect server or on one that lasts as long as it does.
+
+    RunError, with `advice`, where it is Prefect that failed; what the flow's own tasks raise passes.
+    """
+    with ExitStack() as stack:
+        server = start_server(stack, Path(stack.enter_context(TemporaryDirectory(prefix=f"overnight-{name}-"))))
+        flow = load_flow(name, stack, server)
+        from httpx import HTTPError
+        from prefect.exceptions import PrefectException
+
+        from data.errors import RunError
+
+        try:
+            return flow(*arguments)
+        except (PrefectException, HTTPError) as error:
+            raise RunError(f"Prefect failed: {error}{advice and '; '}{advice}") from error

@@ -81,7 +81,7 @@ class Evaluation(_Record):
 
     `tokens` counts the token positions that perplexity and agreement are over. The changes are candidate / reference -
     1, paired by row. `lost` counts the rows at which the candidate alone has no result. `report` is the path of the
-    HTML report.
+    HTML report, `digests` the sha256 digests of each model (`Checkpoint.digests`), `ended` the time in UTC.
     """
 
     rows: int
@@ -95,3 +95,5 @@ class Evaluation(_Record):
     report: str
     lost: int = 0
     tasks: tuple[TaskScore, ...] = ()
+    digests: dict[str, dict[str, str]] = {}
+    ended: str = ""

@@ -45,6 +45,8 @@ def report_html(evaluation: Evaluation, measured: Measured, job: EvaluationJob) 
         "numbers": settings.engine.dtype + (", deterministic" if settings.engine.deterministic else ""),
         "quantized at load": settings.model.quantization,
         "device": job.job.placement.device,
+        "measured": evaluation.ended,
+        **{f"digest of the {name}": found["model"] for name, found in evaluation.digests.items()},
     }
     divergences = measured.divergences if two else measured.divergences[:0]
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(

@@ -5,6 +5,7 @@ What the steps pass on is small: a thousand rows by default. The answers between
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 from prefect import task
@@ -75,7 +76,9 @@ def compare(job: EvaluationJob, drawn: Drawn) -> Evaluation:
     likelihoods = measure_likelihoods(job, texts, len(drawn.records), _tell)
     measured = measured_of(job, drawn.records, answers, likelihoods, without_prompt)
     evaluation = evaluation_of(measured, str(job.folder / REPORT))
-    evaluation = evaluation.model_copy(update={"tasks": measure_tasks(job, _tell)})
+    digests = {name: checkpoint.digests() for name, checkpoint in job.models.items()}
+    tasks, ended = measure_tasks(job, _tell), datetime.now(UTC).isoformat(timespec="seconds")
+    evaluation = evaluation.model_copy(update={"tasks": tasks, "digests": digests, "ended": ended})
     report = report_html(evaluation, measured, job)
     (job.folder / RECORD).unlink(missing_ok=True)  # it is not to stand beside another report
     _put(job, REPORT, report)

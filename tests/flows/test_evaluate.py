@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import time
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import torch
 from torch.nn.functional import kl_div
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from data.checkpoint import Checkpoint
 from data.dataset import Dataset
 from data.drawn_rows import draw_rows
 from data.rows import Record
@@ -122,6 +124,9 @@ def test_killed_and_resumed_the_figures_are_those_of_transformers(
     found = Evaluation.model_validate_json((out / "evaluation.json").read_text())
     assert found.reference is not None
     assert found.agreement is not None
+    models = {"candidate": quantized, "reference": MODEL}
+    assert found.digests == {name: Checkpoint.open(str(path)).digests() for name, path in models.items()}
+    assert abs(datetime.now(UTC) - datetime.fromisoformat(found.ended)) < timedelta(minutes=10)
     for model in (found.candidate, found.reference):
         said = answers(out / f"answers-{model.name}")
         right = [one == record["expected"] for one, record in zip(said, rows[1], strict=True)]

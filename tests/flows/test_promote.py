@@ -63,7 +63,7 @@ def test_a_promotion_does_not_change_a_run_that_has_begun(
 
     other = overnight(*words)
     assert other.returncode == 2, "another checkpoint is another run"
-    assert "out.parquet" in other.stderr
+    assert "out.parquet holds the result of another run, with another model; " in other.stderr
     shutil.copytree(models / "old", models / "copy")
     promote(pointer, models / "copy")
     same = overnight(*words)
