@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -11,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from engine.child import FAULT
+from engine.child import FAULT, Mailbox
 from engine.supervisor import Child
 
 ROOT = Path(__file__).parent.parent.parent
@@ -55,6 +56,19 @@ def test_what_a_worker_has_started_ends_with_it(tmp_path: Path, by: str) -> None
     grandchild.wait(timeout=10)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_how_a_stop_ends_a_worker_is_for_its_driver_to_say(tmp_path: Path, number: int) -> None:
+    """A batch system signals every process of a job: the worker finishes what its driver waits for."""
+    child = Child("tests.engine.test_child:echo", environment={"PYTHONPATH": str(ROOT)}, log=tmp_path / "log")
+    try:
+        assert child.receive() == {"event": "ready"}
+        os.killpg(child.pid, number)
+        assert child.send({"word": 1})
+        assert child.receive() == {"word": 1}
+    finally:
+        assert child.end() == "killed by SIGKILL"
+
+
 def test_files_in_the_folder_of_the_user_do_not_stand_in_for_the_programs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -87,6 +101,12 @@ def test_a_fault_of_the_device_has_a_status_and_last_words_of_its_own(tmp_path: 
         assert child.end(patience=30) == how
         assert child.last_words() == words
     assert FAULT not in (0, 1, 3)
+
+
+def echo(mailbox: Mailbox) -> None:
+    mailbox.send({"event": "ready"})
+    while (message := mailbox.receive(wait=True)) is not None:
+        mailbox.send(message)
 
 
 def faulty(_mailbox: object) -> None:
