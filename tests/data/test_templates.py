@@ -131,6 +131,7 @@ HOSTILE = [
     "{% macro m(n) %}{{ m(n) }}{% endmacro %}{{ m(1) }}",
     "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(40) }}",
     "{% for i in range(100000) %}{{ 'x' * 100000 }}{% endfor %}",
+    "{% for i in range(60000) %}{{ i|abs|abs }}{% endfor %}",
 ]
 
 
