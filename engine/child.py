@@ -34,7 +34,7 @@ from typing import Any
 
 from engine.bytecode import keep_bytecode
 from engine.faults import fault
-from engine.quiet_traceback import print_quietly
+from engine.quiet_traceback import print_quietly, print_threads_quietly
 
 FAILED, PARENT_GONE, FAULT = 1, 3, 86
 BEAT = "beat"
@@ -95,6 +95,7 @@ def main(target: str, descriptor: int, lifeline: int, beats: bool) -> None:
     _watch(lifeline)
     mailbox = Mailbox(Connection(descriptor))
     sys.excepthook = _end_failed
+    print_threads_quietly()
     if beats:
         mailbox.beat(BEAT_SECONDS)
     keep_bytecode()

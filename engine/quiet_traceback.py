@@ -8,6 +8,7 @@ lines are printed. The messages of all others, such as a device's, are needed to
 from __future__ import annotations
 
 import sys
+import threading
 import traceback
 from types import TracebackType
 
@@ -27,6 +28,16 @@ def print_quietly(_kind: type[BaseException], error: BaseException, _trace: Trac
         lines = "".join(traceback.format_tb(one.__traceback__))
         print(f"Traceback (most recent call last):\n{lines}{_described(one)}", file=sys.stderr)
     sys.stderr.flush()
+
+
+def print_threads_quietly() -> None:
+    """Have the exceptions that end a thread of this process printed so too."""
+
+    def print_one(failed: threading.ExceptHookArgs) -> None:
+        if failed.exc_value is not None and not isinstance(failed.exc_value, SystemExit):
+            print_quietly(failed.exc_type, failed.exc_value, failed.exc_traceback)
+
+    threading.excepthook = print_one
 
 
 def _described(error: BaseException) -> str:

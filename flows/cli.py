@@ -17,7 +17,7 @@ from typing import Annotated
 import typer
 
 from engine.bytecode import keep_bytecode
-from engine.quiet_traceback import print_quietly
+from engine.quiet_traceback import print_quietly, print_threads_quietly
 from flows.evaluate_command import evaluate
 from flows.exits import exit_status, fail
 from flows.infer_command import infer, plan
@@ -161,6 +161,7 @@ def main() -> None:
         os._exit(code)
 
     sys.excepthook = print_quietly
+    print_threads_quietly()
     keep_bytecode()
     try:
         typer.main.get_command(app)()  # an app that is called sets an excepthook of its own

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -101,6 +102,21 @@ def test_a_fault_of_the_device_has_a_status_and_last_words_of_its_own(tmp_path: 
         assert child.end(patience=30) == how
         assert child.last_words() == words
     assert FAULT not in (0, 1, 3)
+
+
+def test_a_thread_of_a_worker_that_fails_quotes_no_row(tmp_path: Path) -> None:
+    target = "tests.engine.test_child:threaded"
+    child = Child(target, environment={"PYTHONPATH": str(ROOT)}, log=tmp_path / "log")
+    assert child.end(patience=30) == "exit status 0"
+    log = (tmp_path / "log").read_text()
+    assert "ValueError" in log
+    assert "a private text" not in log
+
+
+def threaded(_mailbox: object) -> None:
+    thread = threading.Thread(target=lambda: int("a private " + "text"))
+    thread.start()
+    thread.join()
 
 
 def echo(mailbox: Mailbox) -> None:

@@ -37,15 +37,20 @@ def test_an_unknown_command_or_option_is_status_two(overnight: Overnight) -> Non
     assert overnight("audit").returncode == 2
 
 
-@pytest.mark.parametrize("command", ["unforeseen", "bench --choose"])
+@pytest.mark.parametrize("command", ["unforeseen", "bench --choose", "thread"])
 def test_a_traceback_of_the_program_quotes_no_row(command: str) -> None:
     script = (
         "import sys, flows.cli, flows.choose_command\n"
         "def unforeseen(*args, **options):\n"
         "    int('a private ' + 'text')\n"
-        "flows.cli.app.command()(lambda: unforeseen())\n"
+        "flows.cli.app.command('unforeseen')(lambda: unforeseen())\n"
         "flows.choose_command.given_settings = unforeseen\n"
-        "flows.cli.app.registered_commands[-1].name = 'unforeseen'\n"
+        "@flows.cli.app.command()\n"
+        "def thread():\n"
+        "    import threading, time\n"
+        "    threading.Thread(target=unforeseen).start()\n"
+        "    time.sleep(1)\n"
+        "    sys.exit(1)\n"
         f"sys.argv = ['overnight', *{command.split()!r}]\n"
         "flows.cli.main()"
     )
