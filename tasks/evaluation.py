@@ -81,7 +81,8 @@ class Evaluation(_Record):
 
     `tokens` counts the token positions that perplexity and agreement are over. The changes are candidate / reference -
     1, paired by row. `lost` counts the rows at which the candidate alone has no result. `report` is the path of the
-    HTML report, `digests` the sha256 digests of each model (`Checkpoint.digests`), `ended` the time in UTC.
+    HTML report, `digests` the sha256 digests of each model (`Checkpoint.digests`), `ended` the time in UTC, `identity`
+    a digest of what decides the figures.
     """
 
     rows: int
@@ -97,3 +98,4 @@ class Evaluation(_Record):
     tasks: tuple[TaskScore, ...] = ()
     digests: dict[str, dict[str, str]] = {}
     ended: str = ""
+    identity: str = ""

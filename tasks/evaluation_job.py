@@ -25,6 +25,8 @@ from data.drawn_rows import drawn_suffix
 from data.durable import make_folder
 from data.errors import InputError
 from data.lock import locked
+from data.run_folder import run_id
+from engine.version import ANSWERS
 from tasks.job import Job, RunOptions, dated, prepare
 from tasks.settings import Settings
 
@@ -51,6 +53,15 @@ class EvaluationJob:
         """The checkpoints that are measured."""
         found: dict[Name, Checkpoint] = {"candidate": self.job.checkpoint}
         return found if self.reference is None else {**found, "reference": self.reference}
+
+    @property
+    def identity(self) -> str:
+        """A digest of what decides the figures, but for what a file of a task of lm-eval holds."""
+        settings = self.settings
+        models = {name: {"path": str(found.folder), **found.digests()} for name, found in self.models.items()}
+        judged = {"evaluate": settings.evaluate.model_dump(mode="json"), "expected": settings.job.expected}
+        engine = {"answers": ANSWERS, "device": self.job.placement.device}
+        return run_id({"run": self.job.identity, "models": models, **judged, **engine})
 
     @property
     def answering(self) -> tuple[Name, ...]:
@@ -158,8 +169,13 @@ def _check_tasks(names: tuple[str, ...]) -> None:
     if names and find_spec("lm_eval") is None:
         raise InputError("evaluate.tasks needs lm-eval, which is not installed: pip install 'overnight[harness]'")
     for name in names:
-        if name.endswith((".yaml", ".yml")) and not Path(name).is_file():
+        if names_file(name) and not Path(name).is_file():
             raise InputError(f"evaluate.tasks: {name} does not exist")
+
+
+def names_file(task: str) -> bool:
+    """Whether a task of lm-eval is one that a file describes."""
+    return task.endswith((".yaml", ".yml"))
 
 
 def _folder(path: str) -> Path:

@@ -10,13 +10,14 @@ from typing import Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
+from pydantic import ValidationError
 
 from data.drawn_rows import DrawnRows, draw_rows
 from data.durable import digest_file, move, stage
 from data.errors import InputError, RunError
 from tasks.evaluation import Evaluation
 from tasks.evaluation_answers import read_answers
-from tasks.evaluation_job import RECORD, REPORT, ROWS, EvaluationJob
+from tasks.evaluation_job import RECORD, REPORT, ROWS, EvaluationJob, names_file
 from tasks.evaluation_texts import texts_of
 from tasks.figures import plural
 from tasks.harness import measure_tasks
@@ -63,6 +64,7 @@ def draw(job: EvaluationJob) -> Drawn:
 def compare(job: EvaluationJob, drawn: Drawn) -> Evaluation:
     """Measure the likelihoods and write what was found, the record last. The answers are there.
 
+    What was measured of the same models, rows and settings before is returned as it is.
     RunError where the answers are not those of the rows, or the likelihoods cannot be measured.
     """
     from tasks.evaluation_figures import evaluation_of
@@ -72,18 +74,33 @@ def compare(job: EvaluationJob, drawn: Drawn) -> Evaluation:
     for name, found in answers.items():
         if len(found.texts) != len(drawn.records):
             raise RunError(f"{job.answers(name)} has {len(found.texts)} rows, and {len(drawn.records)} were drawn")
+    if (before := _measured_before(job)) is not None:
+        _tell({"event": "note", "message": f"Measured on {before.ended}, and nothing has changed since"})
+        return before
     texts, without_prompt = texts_of(job, drawn.records, answers)
     likelihoods = measure_likelihoods(job, texts, len(drawn.records), _tell)
     measured = measured_of(job, drawn.records, answers, likelihoods, without_prompt)
     evaluation = evaluation_of(measured, str(job.folder / REPORT))
     digests = {name: checkpoint.digests() for name, checkpoint in job.models.items()}
     tasks, ended = measure_tasks(job, _tell), datetime.now(UTC).isoformat(timespec="seconds")
-    evaluation = evaluation.model_copy(update={"tasks": tasks, "digests": digests, "ended": ended})
+    changes = {"tasks": tasks, "digests": digests, "ended": ended, "identity": job.identity}
+    evaluation = evaluation.model_copy(update=changes)
     report = report_html(evaluation, measured, job)
     (job.folder / RECORD).unlink(missing_ok=True)  # it is not to stand beside another report
     _put(job, REPORT, report)
     _put(job, RECORD, evaluation.model_dump_json(indent=1))
     return evaluation
+
+
+def _measured_before(job: EvaluationJob) -> Evaluation | None:
+    """What the folder's record says, if it is of this very evaluation."""
+    if any(map(names_file, job.settings.evaluate.tasks)) or not (job.folder / REPORT).is_file():
+        return None
+    try:
+        found = Evaluation.model_validate_json((job.folder / RECORD).read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return None
+    return found if found.identity == job.identity else None
 
 
 def _put(job: EvaluationJob, name: str, text: str) -> None:

@@ -141,6 +141,19 @@ def test_killed_and_resumed_the_figures_are_those_of_transformers(
     assert found.agreement.answers is not None
     assert found.agreement.answers.value == same
 
+    record = (out / "evaluation.json").read_bytes()
+    (out / ".overnight" / "comparison-0.log").unlink()
+    again = overnight(*arguments(quantized, "out"))
+    assert again.returncode == 0
+    assert (out / "evaluation.json").read_bytes() == record
+    assert not (out / ".overnight" / "comparison-0.log").exists(), "nothing is measured twice"
+    other = overnight(*arguments(quantized, "out"), "--set", "evaluate.pattern=no answer follows this")
+    assert other.returncode == 0
+    changed = Evaluation.model_validate_json((out / "evaluation.json").read_text())
+    assert changed.candidate.match is not None
+    assert changed.candidate.match.value == 0
+    assert changed.candidate.perplexity == found.candidate.perplexity
+
     candidate = load_model(quantized, dtype=torch.float32, device=CPU)
     candidate.set_attn_implementation("sdpa")
     reference = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
