@@ -110,7 +110,7 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _damaged(path: Path) -> RunError:
-    return RunError(f"{path} is damaged; delete it to go on, its attempt is then not counted")
+    return RunError(f"{path} is damaged: delete it to go on; this and later attempts at its shard then do not count")
 
 
 def _path(run: RunFolder, shard: str, number: int) -> Path:

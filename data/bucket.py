@@ -83,7 +83,7 @@ class Bucket:
         config = Config(
             connect_timeout=CONNECT_SECONDS,
             read_timeout=ANSWER_SECONDS,
-            retries={"mode": "standard", "total_max_attempts": int(os.environ.get("AWS_MAX_ATTEMPTS", ATTEMPTS))},
+            retries={"mode": "standard", "total_max_attempts": _attempts()},
             request_checksum_calculation="when_required",  # each put brings a SHA-256 of its own,
             response_checksum_validation="when_required",  # and what is read is compared with the manifest's
         )
@@ -230,6 +230,15 @@ def _explain(url: str, response: Any, *, put: bool) -> StoreError:
     if status >= 500:
         return Unanswered(f"{url}: the store keeps failing ({status} {code}): run again to resume")
     return StoreError(f"{url}: the store answered {status} {code}")
+
+
+def _attempts() -> int:
+    given = os.environ.get("AWS_MAX_ATTEMPTS")
+    if given is None:
+        return ATTEMPTS
+    if not given.isdecimal() or int(given) < 1:
+        raise InputError(f"AWS_MAX_ATTEMPTS = {given!r} is no number of attempts")
+    return int(given)
 
 
 def _hex(checksum: str | None) -> str | None:

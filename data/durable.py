@@ -71,7 +71,9 @@ def link_file(staged: Path, target: Path, *, same: bool = False) -> bool:
         # A network filesystem may repeat a link whose answer was lost and then find its own name.
         won = os.path.samefile(staged, target)
     if not won and same and digest_file(staged) != digest_file(target):
-        raise RunError(f"{target} is damaged or was written by another version of this program; use --fresh")
+        raise RunError(
+            f"{target} is damaged: delete it and run again. If another version of this program wrote it, use --fresh"
+        )
     sync_folder(target.parent)
     return won
 

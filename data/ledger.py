@@ -13,7 +13,6 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -22,6 +21,7 @@ import pyarrow.parquet as pq
 from data.durable import digest_file, link_file, stage, write_file
 from data.errors import RunError
 from data.publications import completed
+from data.record_check import record_check
 from data.results import OK, check_results
 from data.run_folder import RunFolder
 from data.shards import Shard, prompts_path
@@ -54,7 +54,7 @@ class Commit:
 
     def to_bytes(self) -> bytes:
         fields = asdict(self)
-        return json.dumps({**fields, "check": _check(fields)}).encode()
+        return json.dumps({**fields, "check": record_check(fields)}).encode()
 
     @classmethod
     def read(cls, path: Path) -> Commit:
@@ -65,7 +65,7 @@ class Commit:
             commit = cls(**fields)
         except (ValueError, TypeError, KeyError, AttributeError):
             raise RunError(f"{path} is damaged; delete it to compute its shard again") from None
-        if check != _check(fields) or commit.shard != path.stem:
+        if check != record_check(fields) or commit.shard != path.stem:
             raise RunError(f"{path} is damaged; delete it to compute its shard again")
         return commit
 
@@ -182,7 +182,3 @@ def results_path(run: RunFolder, sha256: str) -> Path:
 
 def _commit_path(run: RunFolder, shard: str) -> Path:
     return run.commits / f"{shard}.json"
-
-
-def _check(fields: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]

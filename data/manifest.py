@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from data.errors import RunError
+from data.record_check import record_check
 
 VERSION = 1
 
@@ -59,7 +60,7 @@ class Manifest:
         fields = {"version": VERSION, **asdict(self)}
         extra = fields.pop("extra")
         record = {**extra, **fields, "error_rows": sum(self.errors.values())}
-        return json.dumps({**record, "check": _check(record)}, indent=1).encode()
+        return json.dumps({**record, "check": record_check(record)}, indent=1).encode()
 
     @classmethod
     def from_bytes(cls, content: bytes, name: str) -> Manifest:
@@ -67,7 +68,7 @@ class Manifest:
         try:
             record = json.loads(content)
             check = record.pop("check")
-            if check != _check(record) or record.pop("version") != VERSION:
+            if check != record_check(record) or record.pop("version") != VERSION:
                 raise RunError(f"{name} is damaged or of another version; run with --fresh to replace the result")
             del record["error_rows"]
             known = {key: record.pop(key) for key in cls.__slots__ if key in record}
@@ -82,7 +83,3 @@ def content_digest(files: Mapping[str, str]) -> str:
     """Digest of a set of files given as name to SHA-256."""
     listing = "\n".join(f"{sha256} {name}" for name, sha256 in sorted(files.items()))
     return hashlib.sha256(listing.encode()).hexdigest()
-
-
-def _check(record: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]

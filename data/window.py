@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from data.durable import digest_file, write_file
 from data.errors import RunError
 from data.ledger import Commit
+from data.record_check import record_check
 from data.run_folder import RunFolder
 from data.shards import Shard
 
@@ -88,7 +89,8 @@ def save_window(run: RunFolder, window: Window, tables: Mapping[str, pa.Table]) 
     """Write a window's tables (by suffix) and then its json. Returns the window with its digests."""
     digests = {suffix: _write_table(run, table_path(run, window, suffix), table) for suffix, table in tables.items()}
     window = Window(**{**_fields(window), "digests": digests})
-    content = json.dumps({**asdict(window), "shards": [shard.to_json() for shard in window.shards]}, indent=1).encode()
+    fields = json.loads(json.dumps({**asdict(window), "shards": [shard.to_json() for shard in window.shards]}))
+    content = json.dumps({**fields, "check": record_check(fields)}, indent=1).encode()
     write_file(run.tmp, run.plan / f"{window.name}.json", lambda file: file.write(content), same=True)
     return window
 
@@ -98,13 +100,15 @@ def load_window(run: RunFolder, name: str) -> Window | None:
     path = run.plan / f"{name}.json"
     try:
         fields = json.loads(path.read_bytes())
+        if fields.pop("check") != record_check(fields):
+            raise ValueError("changed since it was written")
         shards = tuple(Shard.from_json(shard) for shard in fields["shards"])
         cached = tuple(Commit(**commit) for commit in fields.get("cached", ()))
         lengths = tuple(fields.get("lengths", ()))
         return Window(**{**fields, "shards": shards, "cached": cached, "lengths": lengths})
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise RunError(f"{path} is damaged; start again with --fresh") from error
 
 

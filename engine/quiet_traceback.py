@@ -26,7 +26,7 @@ def print_quietly(_kind: type[BaseException], error: BaseException, _trace: Trac
         last = last.__cause__ or (None if last.__suppress_context__ else last.__context__)
     for one in reversed(chain):
         lines = "".join(traceback.format_tb(one.__traceback__))
-        print(f"Traceback (most recent call last):\n{lines}{_described(one)}", file=sys.stderr)
+        print(f"Traceback (most recent call last):\n{lines}{described(one)}", file=sys.stderr)
     sys.stderr.flush()
 
 
@@ -40,7 +40,8 @@ def print_threads_quietly() -> None:
     threading.excepthook = print_one
 
 
-def _described(error: BaseException) -> str:
+def described(error: BaseException) -> str:
+    """Type and message, without the message where it may quote a row."""
     name = f"{type(error).__module__}.{type(error).__qualname__}".removeprefix("builtins.")
     if isinstance(error, _QUOTING):
         return f"{name} (its message is left out: it may quote a row)"

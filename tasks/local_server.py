@@ -61,7 +61,8 @@ class LocalServer:
         if message is None:
             raise RunError(f"the local Prefect server did not start, its log is {child.log}: {child.last_words()}")
         if not self._template.exists():
-            _keep(self._database, self._template)
+            with contextlib.suppress(OSError, sqlite3.Error):  # the next start then takes the seconds that it saves
+                _keep(self._database, self._template)
         return f"http://127.0.0.1:{message['port']}/api"
 
     def end(self) -> None:

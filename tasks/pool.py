@@ -1,21 +1,21 @@
 """The workers of a run behind one small interface: `submit` a shard, get a future, `close`.
 
 One thread starts the processes, once there is a shard for them or will be, and waits on all connections at once. An
-idle worker takes the next shard; outside
-deterministic mode it also holds further ones, up to its share of those left, so that small shards fill its batch and
-the tail of one does not drain it. A worker that dies, falls silent or makes no progress (tasks.seat) is replaced, never
-used again, and the futures of its shards end in `WorkerDied`: the caller submits them again. One whose memory grows
-without end is replaced between two shards. A seat whose workers die in a row stays empty; the run goes on with the
-others, until none is left. Under a deadline a shard that cannot be finished in time is not handed out, and once nothing
-more can be, or the time is over, the workers are ended and every future that is left ends in `OutOfTime`. When it is
-another run's turn (tasks.turns) no shard is handed out, those in flight end, the workers are dismissed, and new ones go
-on later with the shards that wait. What a shard is, and what is done when it is finished, is the business of the worker
-process itself (tasks.worker).
+idle worker takes the next shard; outside deterministic mode it also holds further ones, up to its share of those left,
+so that small shards fill its batch and the tail of one does not drain it. A worker that dies, falls silent or makes no
+progress (tasks.seat) is replaced, never used again, and the futures of its shards end in `WorkerDied`: the caller
+submits them again. One whose memory grows without end is replaced between two shards. A seat whose workers die in a row
+stays empty; the run goes on with the others, until none is left. Under a deadline a shard that cannot be finished in
+time is not handed out, and once nothing more can be, or the time is over, the workers are ended and every future that
+is left ends in `OutOfTime`. When it is another run's turn (tasks.turns) no shard is handed out, those in flight end,
+the workers are dismissed, and new ones go on later with the shards that wait. What a shard is, and what is done when it
+is finished, is the business of the worker process itself (tasks.worker).
 """
 
 from __future__ import annotations
 
 import math
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -26,11 +26,12 @@ from typing import Any
 
 from data.errors import RunError
 from engine.child import BEAT
+from engine.quiet_traceback import described
 from engine.supervisor import Child
 from tasks.deadline import Deadline, OutOfTime
 from tasks.endings import Interrupted, NoWorkers, ShardFailed, WorkerDied
 from tasks.growth import Growth
-from tasks.seat import Event, Given, Seat, vacate
+from tasks.seat import Event, Seat, vacate
 from tasks.shard_queue import ShardQueue, Waiting
 from tasks.trust import Faults, free_for_questions, hopeless
 from tasks.turns import Turn
@@ -154,7 +155,9 @@ class WorkerPool:
             self._work()
         finally:  # however the loop ends, no process and no unanswered future is left
             ordered = self._closed
-            error = self._ending() if ordered else NoWorkers("the pool of workers failed")
+            failure = sys.exception()
+            why = "" if failure is None else f": {described(failure)}"
+            error = self._ending() if ordered else NoWorkers(f"the pool of workers failed{why}")
             self._closed = True
             stopped = [event for seat in self._seats if ordered and (event := seat.stopped) is not None]
             for given in vacate(self._seats):
@@ -275,7 +278,8 @@ class WorkerPool:
         try:
             child = self._start(seat.index)
         except OSError as error:
-            self._lose(seat, f"it could not be started: {error}")
+            seat.lose()
+            self._tell_death(seat, [], f"it could not be started: {error}", None)
             return
         seat.take(child)
         self._on_event({"worker": seat.index, "event": "started", "pid": child.pid})
@@ -293,18 +297,18 @@ class WorkerPool:
         assert seat.child is not None
         words = seat.child.last_words()
         message = f"worker {seat.index} ended: {how}" + (f" ({words})" if words else "")
-        for given in self._lose(seat, how, seat.child.pid):
-            given.future.set_exception(WorkerDied(message))
+        process, lost = seat.child.pid, seat.lose()
+        try:
+            self._tell_death(seat, [shard for shard, _ in lost], how, process)
+        finally:  # whoever waits for them tries again once the death is told, and waits for nobody who failed at it
+            for _, given in lost:
+                given.future.set_exception(WorkerDied(message))
 
-    def _lose(self, seat: Seat, how: str, process: int | None = None) -> list[Given]:
-        """Tell of a death; the shards that the worker held are the caller's to fail, once that is told."""
-        lost = seat.lose()
-        shards = [shard for shard, _ in lost]
+    def _tell_death(self, seat: Seat, shards: list[str], how: str, process: int | None) -> None:
         self._on_event({"worker": seat.index, "event": "died", "how": how, "shards": shards, "pid": process})
         left = sum(not seat.gone for seat in self._seats)
         if seat.gone and left:
             self._on_event(seat.given_up(how, f"{left} of {len(self._seats)} workers"))
-        return [given for _, given in lost]
 
     def _ending(self) -> RunError:
         return OutOfTime("the deadline came first") if self.late else Interrupted("the run was stopped")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,7 +18,7 @@ from data.errors import RunError
 from data.ledger import Ledger
 from data.plan import load_windows, plan_windows
 from data.shards import prompts_path, read_prompts
-from data.window import read_table
+from data.window import load_window, read_table
 
 TEXTS = [{"id": number, "text": f"text {number * 7 % 60}" if number % 11 else ""} for number in range(300)]
 
@@ -155,6 +156,25 @@ def test_damaged_plans_are_named(lab: Callable[..., Any]) -> None:
     (made.run.plan / "w00001.json").write_text("{}")
     with pytest.raises(RunError, match=r"w00001\.json is damaged"):
         made.windows()
+
+
+def test_every_flipped_bit_of_a_plans_record_is_found_and_named(lab: Callable[..., Any]) -> None:
+    made = lab(TEXTS[:20])
+    made.windows()
+    path = made.run.plan / "w00000.json"
+    content = path.read_bytes()
+    for index in range(len(content)):
+        path.write_bytes(content[:index] + bytes([content[index] ^ 1 << index % 7]) + content[index + 1 :])
+        if json.loads(content) != _loaded(path):
+            with pytest.raises(RunError, match=r"w00000\.json is damaged"):
+                load_window(made.run, "w00000")
+
+
+def _loaded(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError:
+        return None
 
 
 def test_scored_parts_travel_with_the_prompts(lab: Callable[..., Any]) -> None:

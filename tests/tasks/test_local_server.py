@@ -27,3 +27,10 @@ def test_answers_do_not_wait_for_acknowledgements(server: LocalServer) -> None:
             assert client.post("/artifacts/filter", json={"limit": 1}).json() == []
             seconds.append(time.perf_counter() - started)
     assert min(seconds[2:]) < 0.035, "each answer waits 40 ms; the first ones after a pause do not"
+
+
+def test_it_serves_where_nothing_can_be_kept_for_the_next_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file" / "cache"))
+    with local_server(tmp_path / "home") as started, httpx.Client(base_url=started.wait()) as client:
+        assert client.get("/health").json() is True

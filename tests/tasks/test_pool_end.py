@@ -63,9 +63,11 @@ def test_draining_finishes_what_is_held_and_nothing_more(make_pool: MakePool, ev
         second.result(timeout=1)
 
 
-def test_a_listener_that_fails_ends_the_wait_and_the_workers(tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("kind", ["started", "ready", "died", "done"])
+def test_a_listener_that_fails_ends_the_wait_and_the_workers(tmp_path: Path, kind: str) -> None:
     def full(event: dict[str, Any]) -> None:
-        if event["event"] == "ready":
+        if event["event"] == kind:
             raise OSError(28, "No space left on device")
 
     def start(index: int) -> Child:
@@ -73,10 +75,12 @@ def test_a_listener_that_fails_ends_the_wait_and_the_workers(tmp_path: Path) -> 
         return Child(name, environment={"PYTHONPATH": str(ROOT)}, log=tmp_path / f"{index}.log", beats=True)
 
     others = psutil.Process().children(recursive=True)
-    pool = WorkerPool(2, 1, start, stall_timeout=60, retries=1, on_event=full)
-    with pytest.raises(NoWorkers, match="pool of workers failed"):
-        pool.submit(work(0)).result(timeout=60)
+    pool = WorkerPool(1, 1, start, stall_timeout=60, retries=1, on_event=full)
+    futures = [pool.submit(work(0, "die" if kind == "died" else "work")), pool.submit(work(1))]
+    ends = [future.exception(timeout=60) for future in futures]
     pool.close()
+    assert isinstance(ends[1], NoWorkers)
+    assert "No space left on device" in str(ends[1])
     mine = [child for child in psutil.Process().children(recursive=True) if child not in others]
     assert [child for child in mine if "engine.child" in child.cmdline()] == []
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from data.bucket import Refused, StoreError
+from data.bucket import Bucket, Refused, StoreError
 from data.destination import destination
 from data.errors import Held, InputError, RunError
 from data.publish import prepare_output, verify_published
@@ -281,6 +281,13 @@ def test_a_store_that_cannot_be_used_is_told_before_anything_is_started(
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nowhere")
     with pytest.raises(InputError, match="Unable to locate credentials"):
         destination(bench.url, done.run).preflight()
+
+
+@pytest.mark.parametrize("attempts", ["many", "0", "-1", ""])
+def test_a_number_of_attempts_that_is_none_is_named(monkeypatch: pytest.MonkeyPatch, attempts: str) -> None:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", attempts)
+    with pytest.raises(InputError, match="AWS_MAX_ATTEMPTS"):
+        Bucket("some-bucket").read("key")
 
 
 def test_a_store_that_is_down_at_the_start_is_no_wrong_setting(
