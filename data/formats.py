@@ -42,6 +42,7 @@ _OTHERS = {
     b"\0": "UTF-16 text or binary data",
     b"version https://git-lfs": "a Git LFS pointer, not the file itself (git lfs pull fetches it)",
 }
+_COMPRESSED_NAMES = (".gz", ".zst", ".zstd")
 _JUDGED_LINES = 10  # fewer are left to become error rows, each for itself
 
 
@@ -56,6 +57,8 @@ def sniff(source: Source) -> tuple[Format, Compression]:
     if not head:
         if name.endswith(_PARQUET_NAMES):
             raise InputError(f"{source.path} is empty: not a Parquet file")
+        if name.endswith(_COMPRESSED_NAMES):
+            raise InputError(f"{source.path} is empty: not compressed data, which is never; {REMEDY}")
         return "jsonl", None
     if head[:4] in (b"PAR1", b"PARE"):
         return "parquet", None

@@ -34,7 +34,7 @@ class ModelSettings(Section):
 class SamplingSettings(Section):
     """How the next token is chosen."""
 
-    max_tokens: int = Field(256, ge=1, description="Longest answer in tokens.")
+    max_tokens: int = Field(256, ge=1, le=1 << 22, description="Longest answer in tokens.")
     temperature: float = Field(0.0, ge=0, description="0 takes the likeliest token; above 0 samples.")
     top_p: float = Field(1.0, gt=0, le=1, description="Sample from the likeliest tokens that hold this probability.")
     top_k: int = Field(0, ge=0, description="Sample from this many likeliest tokens; 0 for all.")

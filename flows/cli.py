@@ -10,7 +10,9 @@ import atexit
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated
 
@@ -155,11 +157,13 @@ def main() -> None:
 
     @atexit.register  # before any other, so that it is called last
     def leave() -> None:
-        for stream in (sys.stdout, sys.stderr):
+        for stream in _streams():
             with suppress(OSError):  # a reader that went away, a terminal that was closed
                 stream.flush()
         os._exit(code)
 
+    for stream in _streams():
+        stream.reconfigure(errors="replace")  # what a terminal cannot show decides nothing
     sys.excepthook = print_quietly
     print_threads_quietly()
     keep_bytecode()
@@ -168,3 +172,8 @@ def main() -> None:
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1 if end.code else 0
         raise
+
+
+def _streams() -> Iterator[TextIOWrapper]:
+    """What the program was given to write to: nothing where it was started with them closed."""
+    return (stream for stream in (sys.stdout, sys.stderr) if isinstance(stream, TextIOWrapper))

@@ -11,7 +11,7 @@ from data.dataset import Dataset
 from data.errors import InputError
 from data.prompts import Prompter
 from engine.request import Request, run
-from tasks.job import dated
+from tasks.job_paths import dated
 from tasks.placement import place, resolve
 from tasks.settings import Settings
 

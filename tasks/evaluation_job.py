@@ -27,7 +27,8 @@ from data.errors import InputError
 from data.lock import locked
 from data.run_folder import run_id
 from engine.version import ANSWERS
-from tasks.job import Job, RunOptions, dated, prepare
+from tasks.job import Job, RunOptions, prepare
+from tasks.job_paths import dated
 from tasks.settings import Settings
 
 Name = Literal["candidate", "reference"]

@@ -7,10 +7,9 @@ the run. Paths, workers, output, schedule, cache, monitoring and budgets are not
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import dataclass
 from datetime import UTC, datetime, time
-from pathlib import Path, PurePath, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -31,6 +30,7 @@ from data.settings import OutputSettings
 from tasks.budget import budget_of
 from tasks.cache import check_cache, job_answers
 from tasks.devices import unlike_notice
+from tasks.job_paths import beside, check_apart, check_places, dated, followed
 from tasks.moment import moment_of
 from tasks.placement import Placement, place, resolve
 from tasks.settings import Settings
@@ -111,16 +111,16 @@ def prepare(settings: Settings, options: RunOptions, started: datetime, command:
     settings = settings.model_copy(  # every worker loads what was digested here, also one that starts at night
         update={"model": settings.model.model_copy(update={"path": str(checkpoint.folder)})}
     )
-    _check_places(settings)
+    check_places(settings)
     check_cache(settings.cache)
     dataset = Dataset.open(settings.input)
     _check_columns(settings, _prompter(settings, checkpoint, started), dataset, checkpoint)
     priority = _priority(settings, dataset)
     identity = identify(settings, dataset, checkpoint)
     run = run_id(identity)
-    output = settings.output.model_copy(update={"path": settings.output.path.replace("{run}", run)})
-    run_path = (options.run_dir or _beside(output.path) / ".overnight" / run).absolute()
-    _check_apart(run_path, output.path)
+    output = settings.output.model_copy(update={"path": followed(settings.output.path.replace("{run}", run))})
+    run_path = (options.run_dir or beside(output.path) / ".overnight" / run).absolute()
+    check_apart(run_path, output.path)
     day = _remembered_day(run_path, options) or started
     return Job(
         settings=settings,
@@ -194,21 +194,18 @@ def _remembered_day(run_path: Path, options: RunOptions) -> datetime | None:
         return None if options.fresh else datetime.fromisoformat((run_path / DAY).read_text())
     except FileNotFoundError:
         return None
+    except NotADirectoryError:
+        raise InputError(f"the run folder {run_path} is a file: choose another --run-dir") from None
+    except ValueError:
+        raise InputError(
+            f"{run_path / DAY} is damaged: write the day of the run's first start there, such as "
+            f"{datetime.now().date()}, or set the run aside with --fresh"
+        ) from None
 
 
 def _prompter(settings: Settings, checkpoint: Checkpoint, day: datetime) -> Prompter:
     midnight = datetime.combine(day.date(), time.min)
     return Prompter(settings.job, settings.input.on_too_long, checkpoint, settings.sampling.max_tokens, midnight)
-
-
-def dated(settings: Settings, started: datetime) -> Settings:
-    """The settings with `{date}` in the paths filled."""
-    date = started.date().isoformat()
-    fill = {"path": settings.output.path.replace("{date}", date)}
-    take = {"path": settings.input.path.replace("{date}", date)}
-    return settings.model_copy(
-        update={"output": settings.output.model_copy(update=fill), "input": settings.input.model_copy(update=take)}
-    )
 
 
 def _check_sections(settings: Settings) -> None:
@@ -258,41 +255,3 @@ def results_of(settings: Settings, checkpoint: Checkpoint) -> pa.Schema:
     """The schema of this job's results."""
     size = text_config(checkpoint.config).get("hidden_size")
     return result_schema(settings.job.kind, size, settings.job.choices)
-
-
-def _beside(output: str) -> Path:
-    """The folder whose `.overnight` keeps the run: the output's parent, and of a URL the current folder."""
-    return Path() if is_url(output) else Path(output).absolute().parent
-
-
-def _check_places(settings: Settings) -> None:
-    if not is_url(settings.output.path):
-        try:
-            os.lstat(settings.output.path)
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            raise InputError(f"output.path {settings.output.path} cannot be used: {error.strerror}") from error
-    if is_url(settings.input.path) != is_url(settings.output.path):
-        return
-    source, target = (_resolved(path) for path in (settings.input.path, settings.output.path))
-    if target == source or source in target.parents:
-        raise InputError(f"output.path {settings.output.path} lies inside input.path {settings.input.path}")
-    if target in source.parents:
-        raise InputError(f"output.path {settings.output.path} holds input.path {settings.input.path}: choose another")
-
-
-def _check_apart(run_path: Path, output: str) -> None:
-    """Publishing replaces the output as a whole, and deletes from the run folder."""
-    if is_url(output):
-        return
-    run, target = _resolved(str(run_path)), _resolved(output)
-    if run == target or target in run.parents:
-        raise InputError(f"the run folder {run_path} lies inside output.path {output}: choose another --run-dir")
-    if run in target.parents:
-        raise InputError(f"output.path {output} lies inside the run folder {run_path}: choose another --output")
-
-
-def _resolved(path: str) -> PurePath:
-    # Not Path.resolve, which gives up on a link that leads to itself; the input's listing names that one.
-    return PurePosixPath(path.replace("s3a://", "s3://", 1)) if is_url(path) else Path(os.path.realpath(path))

@@ -22,7 +22,7 @@ from engine.settings import ModelSettings
 from tasks.calibration_rows import LEAST_ROWS, CalibrationRows, calibration_rows
 from tasks.evaluation_job import prepare_evaluation
 from tasks.figures import plural
-from tasks.job import dated
+from tasks.job_paths import dated
 from tasks.quantization_place import QuantizationPlace
 from tasks.settings import Settings
 

@@ -57,6 +57,10 @@ def test_zero_bytes_are_told_by_name(tmp_path: Path) -> None:
     (tmp_path / "x.parquet").touch()
     with pytest.raises(InputError, match=r"x\.parquet is empty"):
         sniffed(tmp_path / "x.parquet")
+    for name in ("x.jsonl.gz", "x.jsonl.zst"):  # what a failed upload leaves: no compressed file has so few
+        (tmp_path / name).touch()
+        with pytest.raises(InputError, match=f"{name} is empty"):
+            sniffed(tmp_path / name)
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from tasks.settings import reference
-from tests.flows.conftest import Overnight
+from tests.flows.conftest import Overnight, messages, program, write_rows
 
 HEAVY = ("torch", "transformers", "prefect", "pyarrow", "duckdb", "pandas", "pydantic")
 
@@ -59,3 +61,20 @@ def test_a_traceback_of_the_program_quotes_no_row(command: str) -> None:
     assert "ValueError" in done.stderr
     assert "in unforeseen" in done.stderr
     assert "a private text" not in done.stdout + done.stderr
+
+
+def test_what_a_terminal_cannot_show_decides_nothing(environment: dict[str, str], config: Path, tmp_path: Path) -> None:
+    write_rows(tmp_path / "in.jsonl", list(messages(6)))
+    (tmp_path / "link").symlink_to("answers")
+    poor = {**environment, "PYTHONIOENCODING": "latin-1"}
+    words = program("infer", "--input", "in.jsonl", "--output", "link", "--config", config)
+    done = subprocess.run(words, env=poor, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Answered" in done.stdout
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "answers" / "_manifest.json").exists()
+
+    script = f"exec {shlex.join(program('audit', 'link'))} <&- >&-"
+    closed = subprocess.run(script, shell=True, env=environment, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    assert (closed.returncode, closed.stderr) == (0, "")

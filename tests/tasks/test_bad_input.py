@@ -105,6 +105,11 @@ SETTINGS: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "an impossible value": (["sampling.top_p=2"], ("sampling.top_p", "less than or equal to 1", "not 2")),
     "a negative token limit": (["sampling.max_tokens=-1"], ("sampling.max_tokens", "greater than or equal to 1")),
     "a token limit of zero": (["sampling.max_tokens=0"], ("sampling.max_tokens", "greater than or equal to 1")),
+    "a token limit beyond every model": (
+        ["sampling.max_tokens=1000000000"],
+        ("sampling.max_tokens", "less than or eq"),
+    ),
+    "a placeholder that is none": (["output.path=out/{day}"], ("output.path", "{day} is neither {date} nor {run}")),
     "a fraction of a token": (["sampling.max_tokens=1.5"], ("sampling.max_tokens", "integer", "1.5")),
     "a negative row limit": (["input.limit=-1"], ("input.limit", "greater than or equal to 0")),
     "NaN as temperature": (["sampling.temperature=nan"], ("sampling.temperature", "finite")),

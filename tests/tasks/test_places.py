@@ -11,6 +11,7 @@ import pytest
 from data.errors import Held, InputError
 from tasks.configuration import load_settings
 from tasks.job import Job, RunOptions, prepare
+from tasks.job_paths import dated
 from tasks.places import locked_places
 from tests.flows.conftest import MODEL
 
@@ -44,6 +45,42 @@ def test_output_and_run_folder_lie_apart(tmp_path: Path, output: str, run: str, 
     with pytest.raises(InputError, match=words):
         job(tmp_path, output, run_dir=tmp_path / run)
     assert job(tmp_path, "out", run_dir=tmp_path / "out.run").run_path == tmp_path / "out.run"
+
+
+@pytest.mark.parametrize("there", [True, False])
+@pytest.mark.parametrize("slash", ["", "/"])
+def test_a_link_at_the_output_is_followed(tmp_path: Path, there: bool, slash: str) -> None:
+    place = tmp_path / "disk" / "answers"
+    (place if there else place.parent).mkdir(parents=True)
+    (tmp_path / "link").symlink_to("disk/answers")
+    ours = job(tmp_path, f"link{slash}")
+    assert ours.output_path == str(place)
+    assert ours.run_path == tmp_path / "disk" / ".overnight" / ours.run_id, "on the disk of the result"
+
+
+@pytest.mark.parametrize("leads_to", ["link", "nowhere/answers", "answers.parquet"])
+def test_a_link_to_where_nothing_can_be_put_is_refused(tmp_path: Path, leads_to: str) -> None:
+    (tmp_path / "link").symlink_to(leads_to)
+    with pytest.raises(InputError, match=r"output\.path .*/link (is a link to|cannot be used)"):
+        job(tmp_path, "link")
+
+
+def test_the_home_may_be_named_by_its_sign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    given = {"input": {"path": "~/in.jsonl"}, "output": {"path": "~/out"}}
+    found = dated(load_settings(None, given, (), {}), datetime.now())
+    assert (found.input.path, found.output.path) == (str(tmp_path / "home/in.jsonl"), str(tmp_path / "home/out"))
+
+
+def test_a_run_folder_that_is_none_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(InputError, match=r"the run folder .*/file is a file: choose another --run-dir"):
+        job(tmp_path, run_dir=tmp_path / "file")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "day").touch()
+    with pytest.raises(InputError, match=r"run/day is damaged: .* or set the run aside with --fresh"):
+        job(tmp_path, run_dir=tmp_path / "run")
+    assert job(tmp_path, run_dir=tmp_path / "run", fresh=True).run_path == tmp_path / "run"
 
 
 def test_a_run_has_one_driver_whatever_output_it_names(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ import pytest
 
 from data.errors import InputError
 from tasks.configuration import load_settings
-from tasks.job import Job, RunOptions, _check_places, prepare
+from tasks.job import Job, RunOptions, prepare
+from tasks.job_paths import check_places
 from tasks.settings import Settings
 
 MODEL = Path(__file__).parents[2] / "data" / "models" / "messages-4m"
@@ -66,6 +67,6 @@ def test_a_url_that_cannot_be_written_is_refused_without_asking_it(output: str, 
 )
 def test_the_output_is_not_read_as_input(source: str, output: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        _check_places(settings(source, output))
-    _check_places(settings("s3://bucket/in", "s3://bucket/input"))
-    _check_places(settings("in", "s3://bucket/in"))
+        check_places(settings(source, output))
+    check_places(settings("s3://bucket/in", "s3://bucket/input"))
+    check_places(settings("in", "s3://bucket/in"))
