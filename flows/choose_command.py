@@ -11,7 +11,6 @@ from typing import Annotated
 import typer
 
 from flows.exits import exit_status
-from flows.interrupts import take_signals
 from flows.options import Config, Input, Model, Sets, SettingsHelp, given_settings
 from flows.session import run_flow
 
@@ -49,7 +48,6 @@ def _choose(
 
     with exit_status(), ExitStack() as stack:
         settings = given_settings(config, sets, input_path=input_path, model=model)
-        take_signals()
         options = ChoiceOptions(output, int4, rows, repeats)
         CHECKED.set(stack.enter_context(prepared_choice(settings, options, datetime.now())))
         print_choice(run_flow("choose", ""), output.absolute(), Console())

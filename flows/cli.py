@@ -23,7 +23,7 @@ from engine.quiet_traceback import print_quietly, print_threads_quietly
 from flows.evaluate_command import evaluate
 from flows.exits import exit_status, fail
 from flows.infer_command import infer, plan
-from flows.interrupts import take_signals
+from flows.interrupts import interrupted, take_signals
 from flows.options import Config, Model, Sets, SettingsHelp, given_settings
 from flows.promote_command import promote
 from flows.quantize_command import quantize
@@ -123,7 +123,6 @@ def bench(context: typer.Context) -> None:
     settings = parse(
         context.args, "overnight bench", "overnight bench --choose --help: which precision suits the rows of a job"
     )
-    take_signals()
     with exit_status():
         from engine.bench_process import BenchFailed
 
@@ -167,10 +166,13 @@ def main() -> None:
     sys.excepthook = print_quietly
     print_threads_quietly()
     keep_bytecode()
+    take_signals()
     try:
         typer.main.get_command(app)()  # an app that is called sets an excepthook of its own
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1 if end.code else 0
+        if code == 1 and interrupted():  # before a command could tell, or inside a library that made an error of it
+            code = 130
         raise
 
 

@@ -10,7 +10,6 @@ from typing import Annotated
 import typer
 
 from flows.exits import exit_status
-from flows.interrupts import take_signals
 from flows.options import Config, Input, Limit, Model, Output, Sets, given_settings
 from flows.session import run_flow
 
@@ -37,7 +36,6 @@ def evaluate(
         settings = given_settings(
             config, [*(sets or ()), *named], input_path=input_path, output_path=output_path, model=model, limit=limit
         )
-        take_signals()
         job = prepare_evaluation(settings, datetime.now(), shlex.join(["overnight", *sys.argv[1:]]))
         CHECKED.set(job)
         print_evaluation(run_flow("evaluate", ""), Console())

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import typer
 
 from flows.exits import exit_status
-from flows.interrupts import take_signals
 from flows.options import Config, Fresh, Input, Limit, Model, Output, Retry, RunDir, Sets, given_settings
 from flows.session import load_flow, start_server
 
@@ -95,7 +94,6 @@ def _answer(job: Job, config: Path | None) -> RunReport:
     from tasks.outcome import failed_report, verified_report
     from tasks.run import OPENED, opened
 
-    take_signals()
     run: OpenRun | None = None
     ours: tuple[type[Exception], ...] = (RunError, InputError, OSError)
     failures = ours

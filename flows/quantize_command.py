@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flows.exits import exit_status
-from flows.interrupts import take_signals
 from flows.options import Config, Fresh, Input, Model, Sets, given_settings
 from flows.session import run_flow
 
@@ -33,7 +32,6 @@ def quantize(
     with exit_status():
         named = [f"quantize.output={output}"] if output is not None else []
         settings = given_settings(config, [*(sets or ()), *named], input_path=input_path, model=model)
-        take_signals()
         _quantize(prepare(settings, fresh=fresh, started=datetime.now()), config)
 
 

@@ -8,10 +8,12 @@ import pty
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
 import psutil
+import pytest
 
 from tests.flows.conftest import ROOT, Overnight, messages, program, write_rows
 
@@ -60,3 +62,19 @@ def test_under_nohup_it_stays_ignored() -> None:
         ["nohup", sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.returncode, done.stdout) == (0, "goes on\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("how", ["before a command listens", "inside a library that makes another error of it"])
+def test_a_signal_at_any_time_is_an_interrupt(number: int, how: str) -> None:
+    wrapped = "try:\n    kill()\nexcept KeyboardInterrupt as error:\n    raise RunError('no serializer') from error\n"
+    body = "kill()\n" if how.startswith("before") else "with exit_status():\n" + textwrap.indent(wrapped, "    ")
+    script = (
+        "import os, sys, flows.cli\nfrom data.errors import RunError\nfrom flows.exits import exit_status\n"
+        f"kill = lambda: os.kill(os.getpid(), {int(number)})\n"
+        f"@flows.cli.app.command()\ndef work():\n{textwrap.indent(body, '    ')}"
+        "sys.argv = ['overnight', 'work']\nflows.cli.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 130, done.stderr
+    assert "Traceback" not in done.stderr
