@@ -30,7 +30,7 @@ from data.run_folder import RunFolder
 from data.sharding import PlanOptions, shard_prompts
 from data.shards import Shard, prompts_path, write_prompts
 from data.shared_prefixes import shared_tokens
-from data.window import Window, load_window, read_table, save_window
+from data.window import Window, checked_path, load_window, read_table, save_window
 
 if TYPE_CHECKING:
     from data.dataset import Dataset
@@ -56,6 +56,8 @@ def plan_windows(
             window = _plan(run, dataset, stream, prompter, identity_digest, options, earlier, next_shard)
             commit_cached(run, window, ledger)
         else:
+            for suffix in window.digests:
+                checked_path(run, window, suffix)  # publication needs them: not to be found damaged hours from now
             commit_cached(run, window, ledger)
             restore_prompts(run, dataset, prompter, identity_digest, window, ledger)
         earlier.append(window)

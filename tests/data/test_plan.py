@@ -150,11 +150,25 @@ def test_damaged_plans_are_named(lab: Callable[..., Any]) -> None:
     made = lab(TEXTS)
     window = made.compute()[0]
     path = made.run.plan / "w00000.parquet"
-    path.write_bytes(path.read_bytes()[:-1])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
     with pytest.raises(RunError, match=r"w00000\.parquet is missing or damaged"):
         read_table(made.run, window, ".parquet")
+    path.write_bytes(whole)
     (made.run.plan / "w00001.json").write_text("{}")
     with pytest.raises(RunError, match=r"w00001\.json is damaged"):
+        made.windows()
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".keys.parquet"])
+def test_damaged_tables_are_named_before_anything_is_computed(lab: Callable[..., Any], suffix: str) -> None:
+    made = lab(TEXTS)
+    made.windows()
+    path = made.run.plan / f"w00000{suffix}"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(RunError, match=rf"w00000{suffix} is missing or damaged; start again with --fresh"):
         made.windows()
 
 
