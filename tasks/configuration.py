@@ -93,7 +93,7 @@ def _check_text(name: str, value: Any, is_path: bool) -> None:
 
 def _explain(problem: Any, sources: Mapping[str, str]) -> str:
     location = [str(part) for part in problem["loc"]]
-    message = str(problem["msg"]).removeprefix("Value error, ")
+    message = str(problem["msg"]).removeprefix("Value error, ").replace("a valid tuple", "a list")
     name = ".".join(location[:2])
     if len(location) < 2:
         return message

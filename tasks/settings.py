@@ -8,6 +8,7 @@ precedence are the business of tasks.configuration.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import datetime
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field, field_validator, model_validator
@@ -56,6 +57,11 @@ class ScheduleSettings(Section):
         description="What to do while a run of the same urgency has the devices: wait, refuse to start, or share them "
         "if that one shares too. If not set, wait for GPUs and share a CPU.",
     )
+
+    @field_validator("deadline", mode="before")
+    @classmethod
+    def _time_of_toml(cls, deadline: Any) -> Any:
+        return deadline.isoformat() if isinstance(deadline, datetime) else deadline
 
     @field_validator("deadline")
     @classmethod

@@ -129,3 +129,15 @@ def test_the_written_reference_is_the_current_one() -> None:
 def test_the_default_file_gives_the_defaults() -> None:
     assert load_settings(CONFIG_PATH, environment={}) == Settings()
     assert all(setting.description for setting in reference())
+
+
+def test_a_time_as_toml_writes_it_and_a_text_where_a_list_is_wanted(tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text("[schedule]\ndeadline = 2030-01-01T06:00:00Z\n")
+    assert load_settings(file, {}, (), {}).schedule.deadline == "2030-01-01T06:00:00+00:00"
+    file.write_text("[schedule]\ndeadline = 2030-01-01T06:00:00\n")
+    with pytest.raises(InputError, match=r"schedule\.deadline.*zone"):
+        load_settings(file, {}, (), {})
+    file.write_text('[sampling]\nstop = "x"\n')
+    with pytest.raises(InputError, match=r'sampling\.stop: input should be a list, not "x"'):
+        load_settings(file, {}, (), {})
