@@ -17,7 +17,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from tasks.artifacts import show_progress, show_report, start_progress
 from tasks.configuration import load_settings
 from tasks.job import Job, RunOptions, prepare
-from tasks.outcome import verified_report
+from tasks.outcome import final_report, verified_report
 from tasks.run import OPENED, OpenRun, taken_or_opened
 from tasks.settings import Settings, set_explicitly
 from tasks.stages import final_state, plan_failed_again, plan_next_window, publish_result, submit_lots
@@ -58,6 +58,7 @@ def infer(
             report = publish_result(run)
         else:
             report = verified_report(run)
+    report = final_report(run, report)
     show_report(report)
     return final_state(report)
 

@@ -40,11 +40,14 @@ def published_without_prefect(run: OpenRun, error: Exception) -> RunReport | Non
 
 
 def failed(run: OpenRun, error: Exception, *, ours: bool) -> RunReport:
-    """The report of a run without a result: what is behind the error, as far as that is known.
+    """The report of a run that an error has ended: what is behind it, as far as that is known.
 
+    An error after publication is a warning: the manifest is in place and verified.
     ours: whether the error is one of the run, not of Prefect.
     """
     message = str(error) if ours else f"Prefect failed: {error}"
+    if run.report is not None:
+        return replace(run.report, warnings=(*run.report.warnings, f"the result is whole, but afterwards: {message}"))
     if run.failure is not None:
         message = str(run.failure)
     if shutil.disk_usage(run.folder.path).free < _FULL_BYTES and _NO_SPACE not in message:

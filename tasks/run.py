@@ -25,6 +25,7 @@ from data.window import Window
 from tasks.canary import rounds_alike
 from tasks.canary_records import remember
 from tasks.cross_check import CrossCheck, open_checks
+from tasks.data_warnings import data_warnings
 from tasks.deadline import Deadline
 from tasks.devices import alike, worker_devices
 from tasks.display import Display
@@ -188,8 +189,8 @@ def opened(job: Job) -> Iterator[OpenRun]:
     """
     started = time.monotonic()
     raise_open_files()
-    with locked_places(job) as (folder, finished), ExitStack() as stack:
-        progress = Progress()
+    progress = Progress()
+    with data_warnings(progress.tell), locked_places(job) as (folder, finished), ExitStack() as stack:
         events = EventLog(folder.events, progress.tell)
         stack.callback(events.close)
         run = OpenRun(job, folder, Ledger(folder), events, progress, None, finished, started)
