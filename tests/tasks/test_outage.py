@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,13 @@ def test_locks_that_cannot_be_released_are_warnings_of_the_report(
     assert report.message == "of the block"
     assert ".out.lock" in report.warnings[-2]
     assert "run/lock" in report.warnings[-1]
+
+
+def test_the_error_is_told_that_came_first_also_where_the_run_folder_is_gone(tmp_path: Path) -> None:
+    with opened(job(tmp_path, run_dir=tmp_path / "run")) as run:
+        shutil.rmtree(run.folder.path)
+        with pytest.raises(RunError, match="the first error"):
+            failed(run, OSError("the first error"), ours=True)
 
 
 def test_an_error_after_publication_takes_no_result_back(tmp_path: Path) -> None:
