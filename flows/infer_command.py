@@ -127,7 +127,8 @@ def _answer(job: Job, config: Path | None) -> RunReport:
         report = failed(run, error, ours=isinstance(error, ours))
     except KeyboardInterrupt:
         if run is not None:
-            _print(failed_report(run, "finished shards are kept", "interrupted"))
+            with suppress(OSError, RunError):  # of a folder that cannot be read: it was interrupted all the same
+                _print(failed_report(run, "finished shards are kept", "interrupted"))
         raise
     assert run is not None
     return final_report(run, report)
