@@ -41,6 +41,31 @@ def test_another_identity_is_refused_with_the_differences_but_no_prompt(tmp_path
     assert "\n" not in message
 
 
+def refuse(run: RunFolder) -> None:
+    with pytest.raises(InputError, match="refused"), run.lock():
+        raise InputError("refused")
+
+
+def test_a_folder_made_for_a_run_that_is_refused_goes_again(tmp_path: Path) -> None:
+    refuse(RunFolder.create(tmp_path / "x" / "run", IDENTITY))
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "x").mkdir()
+    refuse(RunFolder.create(tmp_path / "x" / "run", IDENTITY))
+    assert [path.name for path in tmp_path.rglob("*")] == ["x"]
+
+
+@pytest.mark.parametrize("begun", ["plan/w00000.json", "events.jsonl", "publications/replace.json", None])
+def test_a_folder_that_was_there_or_holds_what_was_begun_stays(tmp_path: Path, begun: str | None) -> None:
+    run = RunFolder.create(tmp_path / "run", IDENTITY)
+    if begun is not None:
+        (run.path / begun).touch()
+    refuse(run if begun is not None else RunFolder.create(run.path, IDENTITY))
+    with pytest.raises(KeyError), run.lock():
+        raise KeyError
+    assert RunFolder.open(run.path) == run
+    assert begun is None or (run.path / begun).exists()
+
+
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(InputError, match=r"not a run folder and not empty .*thesis\.tex"):
