@@ -44,8 +44,8 @@ class RunFolder:
     def create(cls, path: Path | str, identity: Mapping[str, Any]) -> RunFolder:
         """Create the folder or go on with the one of the same identity. InputError: another run's, or not writable."""
         path = Path(path).absolute()
-        made = tuple(takewhile(lambda folder: not folder.exists(), (path, *path.parents)))
         try:
+            made = tuple(takewhile(lambda folder: not folder.exists(), (path, *path.parents)))
             if path.is_dir() and not (path / "run.json").exists():
                 _refuse_foreign(path)
             make_folder(path, 0o700)
@@ -115,8 +115,9 @@ class RunFolder:
             try:
                 yield
             except InputError:
-                if self.made and not self._begun:
-                    self._discard()
+                with suppress(OSError):  # an empty folder does no harm, and what was refused is to be told
+                    if self.made and not self._begun:
+                        self._discard()
                 raise
 
     @property
@@ -127,12 +128,11 @@ class RunFolder:
 
     def _discard(self) -> None:
         """Remove the folder, at once for whoever looks, and those above it that were made for it and are empty."""
-        with suppress(OSError):  # an empty folder does no harm
-            gone = self.path.with_name(f".{self.path.name}.gone-{secrets.token_hex(4)}")
-            os.rename(self.path, gone)
-            shutil.rmtree(gone)
-            for folder in self.made[1:]:
-                folder.rmdir()
+        gone = self.path.with_name(f".{self.path.name}.gone-{secrets.token_hex(4)}")
+        os.rename(self.path, gone)
+        shutil.rmtree(gone)
+        for folder in self.made[1:]:
+            folder.rmdir()
 
     def sweep(self) -> None:
         """Remove what dead processes left in tmp. Under the lock; a live attempt of a lost worker fails at its link."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -41,9 +42,15 @@ def test_another_identity_is_refused_with_the_differences_but_no_prompt(tmp_path
     assert "\n" not in message
 
 
-def refuse(run: RunFolder) -> None:
-    with pytest.raises(InputError, match="refused"), run.lock():
-        raise InputError("refused")
+def refuse(run: RunFolder, *, gone: bool = False) -> None:
+    def block() -> None:
+        with run.lock():
+            if gone:
+                shutil.rmtree(run.path)
+            raise InputError("refused")
+
+    with pytest.raises(InputError, match="refused"):
+        block()
 
 
 def test_a_folder_made_for_a_run_that_is_refused_goes_again(tmp_path: Path) -> None:
@@ -52,6 +59,10 @@ def test_a_folder_made_for_a_run_that_is_refused_goes_again(tmp_path: Path) -> N
     (tmp_path / "x").mkdir()
     refuse(RunFolder.create(tmp_path / "x" / "run", IDENTITY))
     assert [path.name for path in tmp_path.rglob("*")] == ["x"]
+
+
+def test_a_refusal_is_told_also_where_the_folder_is_gone(tmp_path: Path) -> None:
+    refuse(RunFolder.create(tmp_path / "run", IDENTITY), gone=True)
 
 
 @pytest.mark.parametrize("begun", ["plan/w00000.json", "events.jsonl", "publications/replace.json", None])
