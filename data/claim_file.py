@@ -90,7 +90,7 @@ class ClaimFile:
     def withdraw(self) -> None:
         """Want the devices no longer. Idempotent."""
         if self._descriptor is not None:
-            with suppress(FileNotFoundError):
+            with suppress(OSError):  # without its lock it means nothing
                 self._path.unlink()
             os.close(self._descriptor)
             self._descriptor = None

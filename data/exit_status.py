@@ -30,7 +30,7 @@ class ExitStatus(IntEnum):
     )
     REFUSED = (
         2,
-        "A setting, an input or a model is wrong. Nothing was started and nothing written.",
+        "A setting, an input or a model is wrong. Nothing was started and no result changed.",
         "The message names the setting, file or column, and what would be right.",
     )
     PARTIAL = (

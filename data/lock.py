@@ -2,27 +2,31 @@
 
 An advisory `flock` on a small file, which the kernel drops when its holder dies, however it dies. The descriptor is
 not inherited by programs that the holder starts. A lock saves work and gives the second driver a clear answer; no
-invariant rests on it, since the files of a run are safe when several processes write them.
+invariant rests on it, since the files of a run are safe when several processes write them. For the same reason nothing
+that goes wrong with its release is an error, let alone one that would hide what its holder has to say.
 """
 
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from data.errors import Held
+
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
 def locked(path: Path, what: str) -> Iterator[None]:
     """Hold the lock file `path` for the block; Held, naming `what` and the holder, if another process has it.
 
-    The file is removed on release. A process that had opened it before finds that the name no longer leads to what it
-    has locked, and opens it again.
+    The file is removed on release; where it cannot be, that is a warning, and the next holder takes and removes it. A
+    process that had opened it before finds that the name no longer leads to what it has locked, and opens it again.
     """
     descriptor = _acquire(path, what)
     try:
@@ -30,11 +34,21 @@ def locked(path: Path, what: str) -> Iterator[None]:
         os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
         yield
     finally:
-        # The name may lead elsewhere by now: the folder was set aside, and another driver has locked a new one.
-        if leads_to(path, descriptor):
-            with suppress(FileNotFoundError):
+        _release(path, descriptor)
+
+
+def _release(path: Path, descriptor: int) -> None:
+    try:
+        try:
+            # The name may lead elsewhere by now: the folder was set aside, and another driver has locked a new one.
+            if leads_to(path, descriptor):
                 os.unlink(path)
-        os.close(descriptor)
+        finally:
+            os.close(descriptor)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        logger.warning("a lock file is left there, which holds nobody up: %s", error)
 
 
 def _acquire(path: Path, what: str) -> int:

@@ -30,6 +30,7 @@ from data.destination import Destination, destination
 from data.errors import InputError, RunError
 from data.json_types import JsonTypes
 from data.ledger import Ledger
+from data.leftovers import delete_leftovers
 from data.manifest import Manifest, content_digest
 from data.output import Layout
 from data.published import problems_of_files, published, verify_published
@@ -271,27 +272,12 @@ def finish(run: RunFolder, output: OutputSettings, manifest: Manifest) -> None:
     """Delete what the verified publication of `manifest` leaves behind, and a crash has kept from being deleted.
 
     Shard data only once it is in a complete result, and nothing if another ledger of the same run has published it:
-    then it is this ledger's only copy of work that is to be published elsewhere. The caller holds the locks.
+    then it is this ledger's only copy of work that is to be published elsewhere. What cannot be deleted is a warning.
+    The caller holds the locks.
     """
     _finish(run, destination(output.path, run), manifest)
 
 
 def _finish(run: RunFolder, target: Destination, manifest: Manifest) -> None:
-    if not publications.recorded(run, manifest):
-        return
-    target.clean()
-    publications.withdraw(run)
-    if not manifest.complete:
-        return
-    run.sweep()  # what a worker that was killed has left there
-    if not any(run.shards.iterdir()) and not any(run.prompts.iterdir()):
-        return
-    commits = Ledger(run).commits()
-    later = [shard for window in load_retries(run)[manifest.retries :] for shard in window.shards]
-    keep = {f"{commits[shard.id].sha256}.parquet" for shard in later if shard.id in commits}
-    for path in run.shards.iterdir():
-        if path.name not in keep:
-            path.unlink(missing_ok=True)
-    for path in run.prompts.iterdir():  # a worker may die between a commit and this
-        if path.stem in commits:
-            path.unlink(missing_ok=True)
+    if publications.recorded(run, manifest):
+        delete_leftovers(run, target, manifest)

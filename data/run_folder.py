@@ -13,8 +13,9 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +37,15 @@ class RunFolder:
 
     path: Path
     id: str
+    made: tuple[Path, ...] = field(default=(), compare=False, repr=False)
+    """The folder and those above it that `create` had to make; empty if the folder was there before."""
 
     @classmethod
     def create(cls, path: Path | str, identity: Mapping[str, Any]) -> RunFolder:
         """Create the folder or go on with the one of the same identity. InputError: another run's, or not writable."""
         path = Path(path).absolute()
         try:
+            made = tuple(takewhile(lambda folder: not folder.exists(), (path, *path.parents)))
             if path.is_dir() and not (path / "run.json").exists():
                 _refuse_foreign(path)
             make_folder(path, 0o700)
@@ -50,10 +54,11 @@ class RunFolder:
             content = json.loads(_canonical(identity))
             record = json.dumps({"id": run_id(identity), "identity": content}, indent=1, sort_keys=True).encode()
             if not write_file(path / "tmp", path / "run.json", lambda file: file.write(record)):
+                made = ()
                 _refuse_other(path, content)
         except OSError as error:
             raise _unwritable(path, error) from error
-        return cls(path, run_id(identity))
+        return cls(path, run_id(identity), made)
 
     @classmethod
     def open(cls, path: Path | str) -> RunFolder:
@@ -100,9 +105,34 @@ class RunFolder:
     def events(self) -> Path:
         return self.path / "events.jsonl"
 
-    def lock(self) -> AbstractContextManager[None]:
-        """Exclude other drivers of this run; Held if there is one."""
-        return locked(self.path / "lock", f"the run folder {self.path}")
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Exclude other drivers of this run; Held if there is one.
+
+        A folder that was made for a run which an InputError refuses before it has begun anything goes again.
+        """
+        with locked(self.path / "lock", f"the run folder {self.path}"):
+            try:
+                yield
+            except InputError:
+                with suppress(OSError):  # an empty folder does no harm, and what was refused is to be told
+                    if self.made and not self._begun:
+                        self._discard()
+                raise
+
+    @property
+    def _begun(self) -> bool:
+        """Whether there is more in the folder than what names the run."""
+        folders = (self.path / name for name in _FOLDERS if name != "tmp")
+        return self.events.exists() or any(any(folder.iterdir()) for folder in folders)
+
+    def _discard(self) -> None:
+        """Remove the folder, at once for whoever looks, and those above it that were made for it and are empty."""
+        gone = self.path.with_name(f".{self.path.name}.gone-{secrets.token_hex(4)}")
+        os.rename(self.path, gone)
+        shutil.rmtree(gone)
+        for folder in self.made[1:]:
+            folder.rmdir()
 
     def sweep(self) -> None:
         """Remove what dead processes left in tmp. Under the lock; a live attempt of a lost worker fails at its link."""

@@ -17,7 +17,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from tasks.artifacts import show_progress, show_report, start_progress
 from tasks.configuration import load_settings
 from tasks.job import Job, RunOptions, prepare
-from tasks.outcome import verified_report
+from tasks.outcome import final_report, verified_report
 from tasks.run import OPENED, OpenRun, taken_or_opened
 from tasks.settings import Settings, set_explicitly
 from tasks.stages import final_state, plan_failed_again, plan_next_window, publish_result, submit_lots
@@ -46,11 +46,10 @@ def infer(
         config: path of the configuration file; empty for none.
         settings: settings that go before those of the file; what is left out is taken from there.
         run_dir: the run's folder; beside the output unless set.
-        fresh: set an earlier ledger of this run aside and compute everything again.
+        fresh: set an earlier ledger of this run aside and compute everything again; a retry goes on from there.
         retry_errors: compute the rows that ended in an error again.
     """
-    again = (flow_run.run_count or 0) > 1  # a retry of this flow run goes on with what it has, also of a fresh one
-    options = RunOptions(_path(run_dir), fresh and not again, retry_errors)
+    options = RunOptions(_path(run_dir), fresh, retry_errors, flow_run.id)
     job = None if OPENED.get() else _prepare(config, settings, options)
     with taken_or_opened(job) as run:
         if run.finished is None:
@@ -58,6 +57,7 @@ def infer(
             report = publish_result(run)
         else:
             report = verified_report(run)
+    report = final_report(run, report)
     show_report(report)
     return final_state(report)
 

@@ -91,41 +91,45 @@ def _answer(job: Job, config: Path | None) -> RunReport:
     """Run the flow in this process, on the configured Prefect server or on one of the run's own."""
     from data.errors import InputError, RunError
     from tasks.outage import failed, published_without_prefect
-    from tasks.outcome import failed_report, verified_report
+    from tasks.outcome import failed_report, final_report, verified_report
     from tasks.run import OPENED, opened
 
     run: OpenRun | None = None
+    report: RunReport
     ours: tuple[type[Exception], ...] = (RunError, InputError, OSError)
     failures = ours
     try:
         with ExitStack() as stack:
             run = stack.enter_context(opened(job))
             if run.finished is not None:
-                return verified_report(run)
-            OPENED.set(run)
-            server = start_server(stack, run.folder.path / "prefect")
-            run.planner.plan_ahead()  # before Prefect is imported: no worker is to wait for that
-            flow = load_flow("infer", stack, server)
-            from httpx import HTTPError
-            from prefect.exceptions import PrefectException
+                report = verified_report(run)
+            else:
+                OPENED.set(run)
+                server = start_server(stack, run.folder.path / "prefect")
+                run.planner.plan_ahead()  # before Prefect is imported: no worker is to wait for that
+                flow = load_flow("infer", stack, server)
+                from httpx import HTTPError
+                from prefect.exceptions import PrefectException
 
-            failures += (PrefectException, HTTPError)
-            try:
-                report: RunReport = flow(config=str(config or ""), run_dir=str(job.run_path))
-            except (PrefectException, HTTPError) as error:
-                published = published_without_prefect(run, error)
-                if published is None:
-                    raise
-                return published
-            return report
+                failures += (PrefectException, HTTPError)
+                try:
+                    report = flow(config=str(config or ""), run_dir=str(job.run_path))
+                except (PrefectException, HTTPError) as error:
+                    published = published_without_prefect(run, error)
+                    if published is None:
+                        raise
+                    report = published
     except failures as error:
         if run is None:
             raise
-        return failed(run, error, ours=isinstance(error, ours))
+        report = failed(run, error, ours=isinstance(error, ours))
     except KeyboardInterrupt:
         if run is not None:
-            _print(failed_report(run, "finished shards are kept", "interrupted"))
+            with suppress(OSError, RunError):  # of a folder that cannot be read: it was interrupted all the same
+                _print(failed_report(run, "finished shards are kept", "interrupted"))
         raise
+    assert run is not None
+    return final_report(run, report)
 
 
 def _print(report: RunReport) -> None:

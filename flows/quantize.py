@@ -27,10 +27,10 @@ def quantize(
     Args:
         config: path of the configuration file; empty for none.
         settings: settings that go before those of the file; what is left out is taken from there.
-        fresh: drop unfinished work, and replace what is at the output once the new checkpoint is done.
+        fresh: drop unfinished work, and replace what is at the output once the new checkpoint is done; a retry goes on
+            from there.
     """
-    again = (flow_run.run_count or 0) > 1  # a retry of this flow run goes on with what it has, also of a fresh one
-    job = None if OPENED.get() else _prepare(config, settings, fresh and not again)
+    job = None if OPENED.get() else _prepare(config, settings, fresh)
     with taken_or_opened(job) as work:
         if not work.finished:
             make_checkpoint(work)
@@ -43,4 +43,5 @@ def quantize(
 
 def _prepare(config: str, settings: Settings, fresh: bool) -> QuantizationJob:
     loaded = load_settings(Path(config) if config else None, set_explicitly(settings))
-    return prepare(loaded, fresh=fresh, started=flow_run.scheduled_start_time.astimezone())
+    started = flow_run.scheduled_start_time.astimezone()
+    return prepare(loaded, fresh=fresh, started=started, flow_run=flow_run.id)

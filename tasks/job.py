@@ -6,8 +6,7 @@ the run. Paths, workers, output, schedule, cache, monitoring and budgets are not
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, time
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,8 @@ from data.settings import OutputSettings
 from tasks.budget import budget_of
 from tasks.cache import check_cache, job_answers
 from tasks.devices import unlike_notice
+from tasks.fresh_start import started_afresh
+from tasks.identity import identify
 from tasks.job_paths import beside, check_apart, check_places, dated, followed
 from tasks.moment import moment_of
 from tasks.placement import Placement, place, resolve
@@ -46,6 +47,8 @@ class RunOptions:
     run_dir: Path | None = None
     fresh: bool = False
     retry_errors: bool = False
+    flow_run: str | None = None
+    """The id of the flow run that asks, all attempts at which are to have one fresh start; None for a command."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,8 @@ def prepare(settings: Settings, options: RunOptions, started: datetime, command:
     output = settings.output.model_copy(update={"path": followed(settings.output.path.replace("{run}", run))})
     run_path = (options.run_dir or beside(output.path) / ".overnight" / run).absolute()
     check_apart(run_path, output.path)
+    if options.fresh and options.flow_run is not None and started_afresh(run_path, options.flow_run):
+        options = replace(options, fresh=False)  # goes on with what it has
     day = _remembered_day(run_path, options) or started
     return Job(
         settings=settings,
@@ -138,37 +143,6 @@ def prepare(settings: Settings, options: RunOptions, started: datetime, command:
         priority=priority,
         pointer=pointer,
     )
-
-
-def identify(settings: Settings, dataset: Dataset, checkpoint: Checkpoint) -> dict[str, Any]:
-    """Whatever decides the answers of a run, as plain JSON values."""
-    return {
-        "input": [
-            {"sha256": file.sha256, "size": file.size, **({"partition": file.partition} if file.partition else {})}
-            for file in dataset.fingerprint()
-        ],
-        "reading": settings.input.model_dump(mode="json", exclude={"path"}),
-        "job": settings.job.model_dump(mode="json", by_alias=True, exclude={"budget", "expected"}),
-        "sampling": settings.sampling.model_dump(mode="json"),
-        "model": checkpoint.digests(),
-        "adapter": settings.model.adapter,
-        "dtype": settings.engine.dtype,
-        "amp": settings.engine.amp,
-        "kv_dtype": settings.engine.kv_dtype,
-        "quantization": settings.model.quantization,
-        "deterministic": settings.engine.deterministic,
-        # What batches are cut by, where they are promised to be the same again.
-        "max_batch_tokens": settings.engine.max_batch_tokens if settings.engine.deterministic else None,
-        "remote_code": _code_digest(checkpoint) if settings.model.trust_remote_code else None,
-    }
-
-
-def _code_digest(checkpoint: Checkpoint) -> str:
-    """sha256 over the Python files of the model folder, which then are part of the model."""
-    digest = hashlib.sha256()
-    for path in sorted(checkpoint.folder.glob("*.py")):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()
 
 
 def remember_afresh(folder: RunFolder) -> None:

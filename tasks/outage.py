@@ -9,7 +9,9 @@ import errno
 import os
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
+from data.errors import RunError
 from tasks.outcome import failed_report
 from tasks.run import OpenRun
 from tasks.summary import RunReport
@@ -40,13 +42,30 @@ def published_without_prefect(run: OpenRun, error: Exception) -> RunReport | Non
 
 
 def failed(run: OpenRun, error: Exception, *, ours: bool) -> RunReport:
-    """The report of a run without a result: what is behind the error, as far as that is known.
+    """The report of a run that an error has ended: what is behind it, as far as that is known.
 
+    An error after publication is a warning: the manifest is in place and verified.
     ours: whether the error is one of the run, not of Prefect.
+
+    Raises:
+        RunError: the same, where the run folder cannot be read for a report.
     """
     message = str(error) if ours else f"Prefect failed: {error}"
+    if run.report is not None:
+        return replace(run.report, warnings=(*run.report.warnings, f"the result is whole, but afterwards: {message}"))
     if run.failure is not None:
         message = str(run.failure)
-    if shutil.disk_usage(run.folder.path).free < _FULL_BYTES and _NO_SPACE not in message:
+    if _full(run.folder.path) and _NO_SPACE not in message:
         message = f"{_NO_SPACE} on the disk of {run.folder.path} ({message})"
-    return failed_report(run, message)
+    try:
+        return failed_report(run, message)
+    except (OSError, RunError):  # the folder cannot be read, perhaps for the same reason
+        raise RunError(message) from error
+
+
+def _full(path: Path) -> bool:
+    """Whether the disk of a folder is full; False where that cannot be known."""
+    try:
+        return shutil.disk_usage(path).free < _FULL_BYTES
+    except OSError:
+        return False

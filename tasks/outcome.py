@@ -6,6 +6,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -124,6 +125,11 @@ def failed_report(run: OpenRun, message: str, state: str = "failed") -> RunRepor
         hits=run.hits,
         deaths=dict(run.progress.record.deaths),
     )
+
+
+def final_report(run: OpenRun, report: RunReport) -> RunReport:
+    """The report once the run is closed: with what was warned of since it was made."""
+    return replace(report, warnings=tuple(dict.fromkeys((*report.warnings, *warnings(run)))))
 
 
 def warnings(run: OpenRun) -> tuple[str, ...]:

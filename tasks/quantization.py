@@ -65,15 +65,17 @@ def opened(job: QuantizationJob) -> Iterator[OpenQuantization]:
     """
     with job.place.lock():
         job.place.settle()
-        found = None if job.fresh else _finished(job)
+        fresh = job.fresh and not job.place.started_afresh(job.flow_run)
+        found = None if fresh or job.place.to_be_replaced(job.identity) else _finished(job)
         if found is not None:
             job.place.finish()
             found = _promoted_once(job, found)
         else:
-            job.place.begin(job.identity, fresh=job.fresh)
-            if job.fresh:
+            job.place.begin(job.identity, fresh=fresh)
+            if fresh:
                 for folder in job.evaluations:
                     shutil.rmtree(folder, ignore_errors=True)
+                job.place.remember_fresh_start(job.flow_run)
         yield OpenQuantization(job, found is not None, found)
 
 

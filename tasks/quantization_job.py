@@ -38,6 +38,8 @@ class QuantizationJob:
     identity: dict[str, Any]
     """What decides the bytes."""
     fresh: bool
+    flow_run: str | None = None
+    """The id of the flow run that asks, all attempts at which are to have one fresh start; None for a command."""
     compared: dict[str, Any] = field(default_factory=dict)
     """What decides the gate's evaluation beside the candidate: the identity of the original's run among it."""
 
@@ -76,10 +78,11 @@ class QuantizationJob:
         return settings.model_copy(update=changes)
 
 
-def prepare(settings: Settings, *, fresh: bool, started: datetime) -> QuantizationJob:
+def prepare(settings: Settings, *, fresh: bool, started: datetime, flow_run: str | None = None) -> QuantizationJob:
     """Check settings, model and input, and draw the calibration rows.
 
-    InputError for whatever is wrong; the message names it. `started` fills `{date}` in paths.
+    InputError for whatever is wrong; the message names it. `started` fills `{date}` in paths; of `flow_run` see
+    QuantizationJob.
     """
     settings = _dated(settings, started)
     if not settings.model.path:
@@ -98,7 +101,7 @@ def prepare(settings: Settings, *, fresh: bool, started: datetime) -> Quantizati
         "settings": settings.quantize.quantizer().model_dump(mode="json"),
         "calibration": calibration.digest,
     }
-    job = QuantizationJob(settings, checkpoint, calibration, place, identity, fresh)
+    job = QuantizationJob(settings, checkpoint, calibration, place, identity, fresh, flow_run)
     return replace(job, compared=_checked_gate(job, started)) if settings.quantize.gate else job
 
 

@@ -2,7 +2,8 @@
 
 It is made in a work folder, `.overnight/quantize-NAME` beside the output, and gets the output's name by a rename when
 all is done and judged. One that is refused is renamed to NAME.refused, which nobody takes by accident. What it replaces
-has a hidden name meanwhile, and is put back if the end did not come. One driver at a time, by a lock.
+has a hidden name meanwhile, and is put back if the end did not come. One driver at a time, by a lock. Which flow runs
+have begun afresh is kept beside the work folder, so that a retry goes on with what the attempt before has done.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from data.durable import make_folder, stage, sync_folder, write_file
 from data.errors import InputError
 from data.lock import locked
 from engine.quantizer_report import REPORT_NAME
+
+_BEGUN = "work.json"
 
 
 @dataclass(frozen=True)
@@ -68,13 +71,13 @@ class QuantizationPlace:
             shutil.rmtree(old, ignore_errors=True)
             os.rename(self.work, old)
             shutil.rmtree(old)
-        record = self.work / "work.json"
-        found = json.loads(record.read_bytes()) if record.exists() else None
+        found = self._begun()
         self._check_free(fresh or (found or {}).get("replace", False))
         make_folder(self.work, 0o700)
         if found is None:
-            content = json.dumps({"identity": identity, "replace": fresh}, indent=1).encode()
-            write_file(self.work, record, lambda file: file.write(content))
+            begun = {"identity": identity, "replace": fresh, "replaces": self._there() if fresh else None}
+            content = json.dumps(begun, indent=1).encode()
+            write_file(self.work, self.work / _BEGUN, lambda file: file.write(content))
         elif differ := sorted(key for key in identity if found["identity"].get(key) != identity[key]):
             raise InputError(
                 f"the unfinished work in {self.work} was begun with another {', '.join(differ)}: go on with the same, "
@@ -82,6 +85,41 @@ class QuantizationPlace:
             )
         if not fresh and not self.candidate.exists() and identity_of(self.refused) == identity:
             self._rename(self.refused, self.candidate)
+
+    def to_be_replaced(self, identity: Mapping[str, Any]) -> bool:
+        """Whether what is at the output is what this very work, begun afresh, has yet to replace; after `settle`."""
+        found = self._begun() or {}
+        replaces = found.get("replaces")
+        return found.get("identity") == identity and replaces is not None and replaces == self._there()
+
+    def _begun(self) -> dict[str, Any] | None:
+        record = self.work / _BEGUN
+        return dict(json.loads(record.read_bytes())) if record.exists() else None
+
+    def _there(self) -> int | None:
+        """The inode of the output, which a rename keeps; None if nothing is there."""
+        return self.path.stat().st_ino if _occupied(self.path) else None
+
+    def started_afresh(self, flow_run: str | None) -> bool:
+        """Whether a flow run has had its fresh start here, whatever became of it; a command has one each time."""
+        return flow_run is not None and flow_run in self._fresh_starts()
+
+    def remember_fresh_start(self, flow_run: str | None) -> None:
+        """Keep that a flow run has begun afresh, beyond the work itself; after `begin`, under the lock."""
+        if flow_run is not None:
+            content = "".join(f"{known}\n" for known in (*self._fresh_starts(), flow_run)).encode()
+            os.replace(stage(self.work, lambda file: file.write(content)), self._fresh)
+            sync_folder(self._fresh.parent)
+
+    def _fresh_starts(self) -> list[str]:
+        try:
+            return self._fresh.read_text(encoding="utf-8").split()
+        except FileNotFoundError:
+            return []
+
+    @property
+    def _fresh(self) -> Path:
+        return self.work.with_name(f"{self.work.name}.fresh")
 
     def record(self, report: Mapping[str, Any]) -> None:
         """Write the candidate's report in place of the one that it has."""

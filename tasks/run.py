@@ -25,10 +25,12 @@ from data.window import Window
 from tasks.canary import rounds_alike
 from tasks.canary_records import remember
 from tasks.cross_check import CrossCheck, open_checks
+from tasks.data_warnings import data_warnings
 from tasks.deadline import Deadline
 from tasks.devices import alike, worker_devices
 from tasks.display import Display
 from tasks.events import EventLog
+from tasks.fresh_start import remember_fresh_start
 from tasks.hits import Hits, count_hits
 from tasks.job import Job, cached_answers
 from tasks.open_files import raise_open_files
@@ -188,8 +190,10 @@ def opened(job: Job) -> Iterator[OpenRun]:
     """
     started = time.monotonic()
     raise_open_files()
-    with locked_places(job) as (folder, finished), ExitStack() as stack:
-        progress = Progress()
+    progress = Progress()
+    with data_warnings(progress.tell), locked_places(job) as (folder, finished), ExitStack() as stack:
+        if job.options.fresh and job.options.flow_run is not None:
+            remember_fresh_start(folder, job.options.flow_run)
         events = EventLog(folder.events, progress.tell)
         stack.callback(events.close)
         run = OpenRun(job, folder, Ledger(folder), events, progress, None, finished, started)

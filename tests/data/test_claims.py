@@ -57,6 +57,18 @@ def claims() -> Iterator[list[ClaimFile]]:
         claim.withdraw()
 
 
+def test_a_claim_whose_file_cannot_be_removed_holds_nobody_up(tmp_path: Path, claims: list[ClaimFile]) -> None:
+    mine, other = claim_in(tmp_path), claim_in(tmp_path)
+    claims += [mine, other]
+    assert mine.look() == []
+    (file,) = tmp_path.glob("*.holds")
+    file.unlink()
+    file.mkdir()
+    mine.withdraw()
+    file.rmdir()
+    assert other.look() == []
+
+
 def test_a_holder_that_is_killed_holds_nothing_whatever_it_has_started(tmp_path: Path) -> None:
     child, waits = driver(tmp_path, urgency=9)
     assert waits == 0

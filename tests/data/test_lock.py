@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import os
 import subprocess
 import sys
 import time
@@ -105,3 +107,23 @@ def test_releasing_leaves_the_lock_of_a_new_folder_alone(tmp_path: Path) -> None
             pass
         (run / "lock").write_text("of another driver")
     assert (run / "lock").exists()
+
+
+def test_a_lock_file_that_cannot_be_removed_holds_nobody_up_and_hides_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "lock"
+
+    def refuse(name: Path) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(name))
+
+    monkeypatch.setattr(os, "unlink", refuse)
+    with locked(path, "x"):
+        pass
+    assert [str(path) in text for text in caplog.messages] == [True]
+    with pytest.raises(KeyError, match="of the block"), locked(path, "x"):
+        raise KeyError("of the block")
+    monkeypatch.undo()
+    with locked(path, "x"):
+        pass
+    assert not path.exists()

@@ -73,6 +73,24 @@ def test_what_a_crash_kept_from_being_deleted_goes_the_next_time(done: Any) -> N
     assert [path.name for path in leftovers if path.exists()] == []
 
 
+def test_what_cannot_be_deleted_leaves_the_publication_as_it_is_and_goes_once_it_can(
+    done: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    stuck = done.run.shards / "a folder, which no unlink removes"
+    stuck.mkdir()
+    noted = done.run.publications / "replacing.json"
+    noted.mkdir()
+    manifest = done.publish()
+    assert audit(done.target).valid
+    assert verify_published(done.target) == manifest
+    assert [stuck.name in text or noted.name in text for text in caplog.messages] == [True, True]
+    stuck.rmdir()
+    noted.rmdir()
+    finish(done.run, done.output, manifest)
+    assert not os.listdir(done.run.shards)
+    assert len(caplog.messages) == 2
+
+
 def test_the_result_of_another_ledger_deletes_nothing_of_this_one(done: Any, new_lab: Any, tmp_path: Any) -> None:
     """Both are of the same run; this one has committed a part of its work, for an output of its own."""
     done.publish()

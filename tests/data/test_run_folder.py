@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,41 @@ def test_another_identity_is_refused_with_the_differences_but_no_prompt(tmp_path
     assert "top_p" not in message
     assert "text" not in message
     assert "\n" not in message
+
+
+def refuse(run: RunFolder, *, gone: bool = False) -> None:
+    def block() -> None:
+        with run.lock():
+            if gone:
+                shutil.rmtree(run.path)
+            raise InputError("refused")
+
+    with pytest.raises(InputError, match="refused"):
+        block()
+
+
+def test_a_folder_made_for_a_run_that_is_refused_goes_again(tmp_path: Path) -> None:
+    refuse(RunFolder.create(tmp_path / "x" / "run", IDENTITY))
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "x").mkdir()
+    refuse(RunFolder.create(tmp_path / "x" / "run", IDENTITY))
+    assert [path.name for path in tmp_path.rglob("*")] == ["x"]
+
+
+def test_a_refusal_is_told_also_where_the_folder_is_gone(tmp_path: Path) -> None:
+    refuse(RunFolder.create(tmp_path / "run", IDENTITY), gone=True)
+
+
+@pytest.mark.parametrize("begun", ["plan/w00000.json", "events.jsonl", "publications/replace.json", None])
+def test_a_folder_that_was_there_or_holds_what_was_begun_stays(tmp_path: Path, begun: str | None) -> None:
+    run = RunFolder.create(tmp_path / "run", IDENTITY)
+    if begun is not None:
+        (run.path / begun).touch()
+    refuse(run if begun is not None else RunFolder.create(run.path, IDENTITY))
+    with pytest.raises(KeyError), run.lock():
+        raise KeyError
+    assert RunFolder.open(run.path) == run
+    assert begun is None or (run.path / begun).exists()
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ from urllib.request import Request, urlopen
 import psutil
 import pytest
 
+from data.lock import locked
+from data.run_folder import RunFolder
 from tests.flows.conftest import ROOT, messages, program, write_rows
 from tests.flows.test_bench import SHAPE
 
@@ -151,6 +153,21 @@ def test_a_run_that_ended_partially_is_retried_to_its_end(
     assert site.prefect("flow-run", "retry", run).returncode == 0
     wait_for(lambda: (night / "_manifest.json").exists() and manifest()["complete"], 120)
     assert manifest()["ok"] == 300
+
+
+def test_a_flow_run_that_was_refused_starts_afresh_when_it_is_retried(site: Site, config: Path, tmp_path: Path) -> None:
+    source, run_dir = write_rows(tmp_path / "in.jsonl", list(messages(5))), tmp_path / "run"
+    RunFolder.create(run_dir, {"of": "another run"})
+    given = json.loads(parameters(config, source, tmp_path / "out")) | {"run_dir": str(run_dir), "fresh": True}
+    with locked(run_dir / "lock", "the run"):
+        words = ["deployment", "run", "infer/adhoc", "--watch", "--params", json.dumps(given)]
+        assert site.prefect(*words).returncode == 1
+    assert RunFolder.open(run_dir).identity == {"of": "another run"}
+    runs = site.post("flow_runs/filter", {"flow_runs": {"state": {"type": {"any_": ["FAILED"]}}}})
+    (run,) = [run["id"] for run in runs if run["parameters"].get("run_dir") == str(run_dir)]
+    assert site.prefect("flow-run", "retry", run).returncode == 0
+    wait_for(lambda: (tmp_path / "out" / "_manifest.json").exists(), 120)
+    assert RunFolder.open(tmp_path / "run.old-0").identity == {"of": "another run"}
 
 
 def test_a_wrong_parameter_fails_the_run(site: Site, config: Path, tmp_path: Path) -> None:

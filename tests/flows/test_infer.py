@@ -83,6 +83,20 @@ def test_running_again_verifies_and_changes_nothing(overnight: Overnight, tmp_pa
     assert overnight("audit", "out").returncode == 1
 
 
+def test_what_cannot_be_deleted_after_publication_is_a_warning(overnight: Overnight, tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "in.jsonl", list(messages(20)))
+    stuck = tmp_path / "run" / "shards" / "a folder, which no unlink removes"
+    stuck.mkdir(parents=True)
+    for words in ("completed", "verified"):
+        done = overnight("infer", "--input", source, "--output", "out", "--run-dir", "run")
+        assert done.returncode == 0
+        assert words in done.stdout
+        assert "Warning   the result is whole, but not all that it leaves behind could be deleted" in done.stdout
+        assert stuck.name in done.stdout.split("Warning")[1]
+        assert done.stderr.count(stuck.name) <= 1
+    assert overnight("audit", "out").returncode == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from data.errors import InputError, RunError
+from data.errors import Held, InputError, RunError
 from data.pointer import Pointer
 from tasks.configuration import load_settings
 from tasks.quantization import opened, publish, quantize
@@ -20,13 +20,16 @@ ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "data" / "models" / "messages-4m"
 
 
-def prepared(folder: Path, model: Path = MODEL, **quantize: Any) -> QuantizationJob:
+def prepared(
+    folder: Path, model: Path = MODEL, fresh: bool = False, flow_run: str | None = None, **quantize: Any
+) -> QuantizationJob:
     sections = {
         "model": {"path": str(model)},
         "quantize": {"output": str(folder / "small"), "method": "fp8", "gate": False, **quantize},
         "workers": {"dp_degree": 1},
     }
-    return prepare(load_settings(None, sections, environment={}), fresh=False, started=datetime.now())
+    settings = load_settings(None, sections, environment={})
+    return prepare(settings, fresh=fresh, started=datetime.now(), flow_run=flow_run)
 
 
 def test_an_error_of_the_engine_names_a_log_with_its_traceback(tmp_path: Path) -> None:
@@ -62,3 +65,27 @@ def test_a_rollback_stands_when_the_finished_quantization_runs_again(tmp_path: P
         assert work.report.pointer is None
         assert "overnight promote" in work.report.warnings[-1]
     assert pointer.target() == before
+
+
+def test_a_flow_run_starts_afresh_once_also_if_its_first_attempt_was_refused(tmp_path: Path) -> None:
+    with opened(prepared(tmp_path)) as work:
+        quantize(work, lambda _: None)
+        publish(work, None)
+    afresh = prepared(tmp_path, fresh=True, flow_run="first")
+    with work.job.place.lock(), pytest.raises(Held), opened(afresh):
+        pass
+    with opened(afresh) as work:
+        assert not work.finished
+        begun = work.job.place.work.stat().st_ino
+    with opened(afresh) as work:
+        assert work.job.place.work.stat().st_ino == begun, "a retry goes on with what it has"
+        quantize(work, lambda _: None)
+        publish(work, None)
+    with opened(afresh) as work:
+        assert work.finished
+    with opened(prepared(tmp_path, fresh=True, flow_run="second")) as work:
+        assert not work.finished
+        quantize(work, lambda _: None)
+        publish(work, None)
+    with opened(afresh) as work:
+        assert work.finished, "a late retry does not undo another one's"
