@@ -23,6 +23,8 @@ from data.staged import staged_digest, staged_sizes
 
 Format = Literal["parquet", "jsonl"]
 _PART = re.compile(r"part-\d{5,}\.(parquet|jsonl)")
+_MANIFEST = ".manifest"
+"""The suffix of a file's manifest that was set aside."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,13 +192,31 @@ class Target:
 
     def set_aside(self) -> None:
         """Move what is at the path to hidden siblings, a file's manifest first: never a manifest without its data."""
-        for path in (self.manifest, self.path) if self.single else (self.path,):
-            if path.exists():
-                move(path, self.hidden("old"))
+        if self.single and self.manifest.exists():
+            move(self.manifest, self.hidden("old").with_suffix(_MANIFEST))
+        if self.path.exists():
+            move(self.path, self.hidden("old"))
 
     def restore(self, place: Path, /) -> None:
         """Move data that were set aside back to the path, which must be free."""
         self.place(place)
+
+    def restore_manifest(self) -> Manifest | None:
+        """Give the file at the path its manifest back, if this run was cut off when that alone had been set aside."""
+        for aside in self.siblings("old"):
+            if aside.suffix == _MANIFEST and self._told_by(aside):
+                link_file(aside, self.manifest)
+                aside.unlink()
+                return self.read_manifest()
+        return None
+
+    def _told_by(self, aside: Path) -> bool:
+        try:
+            manifest = Manifest.from_bytes(aside.read_bytes(), str(aside))
+        except RunError:  # it was damaged before it was set aside
+            return False
+        sizes = {file.name: file.bytes for file in manifest.files}
+        return sizes == self.sizes() and manifest.digest == self.digest()
 
     def drop(self, names: Collection[str]) -> None:
         """Nothing: what was replaced is in a hidden sibling, whole."""
