@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Literal
 
+from data import publications
 from data.durable import digest_file, link_file, move, sync_folder, write_file
 from data.errors import InputError, RunError
 from data.lock import locked
@@ -165,7 +166,14 @@ class Target:
         return files
 
     def put(self, place: Path, manifest: Manifest, replaced: str | None, /) -> None:
-        """Move what is here aside, the assembled result into place, and write its manifest."""
+        """Move what is here aside, the assembled result into place, and write its manifest.
+
+        RunError: what is here is not what this run may replace, a manifest with the digest `replaced`, and stays.
+        """
+        seen = self.manifest_digest()
+        bare = seen is None and self.occupied
+        if seen != replaced or (bare and not publications.permitted(self._run, self, None)):
+            raise RunError(f"{self.path} was written by another run meanwhile; it stays as it is")
         if self.occupied:
             self.set_aside()
         self.place(place)

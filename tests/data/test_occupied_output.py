@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from data.assemble import assemble
 from data.durable import move
 from data.errors import InputError, RunError
 from data.publish import prepare_output, verify_published
@@ -71,20 +72,20 @@ def test_a_file_that_comes_to_lie_at_the_path_meanwhile_stays(tmp_path: Path) ->
     assert (tmp_path / ".assembled").read_text() == "ours"
 
 
+@pytest.fixture
+def rivals(tmp_path: Path, new_lab: Callable[..., Any]) -> tuple[Any, Any]:
+    """Two runs with one output, both with every answer."""
+    output = OutputSettings(path=str(tmp_path / "out"), error_budget=1)
+    made = [new_lab(tmp_path / name, ROWS[:50], output=output, identity={name: 1}) for name in ("ours", "theirs")]
+    for lab in made:
+        lab.compute()
+    return made[0], made[1]
+
+
 def test_a_result_that_another_run_publishes_meanwhile_stays(
-    tmp_path: Path, new_lab: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    rivals: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ours, theirs = (
-        new_lab(
-            tmp_path / name,
-            ROWS[:50],
-            output=OutputSettings(path=str(tmp_path / "out"), error_budget=1),
-            identity={name: 1},
-        )
-        for name in ("ours", "theirs")
-    )
-    ours.compute()
-    theirs.compute()
+    ours, theirs = rivals
 
     def then_theirs(*args: Any, **options: Any) -> Any:
         monkeypatch.undo()
@@ -95,7 +96,27 @@ def test_a_result_that_another_run_publishes_meanwhile_stays(
     monkeypatch.setattr("data.publish.prepare_output", then_theirs)
     with pytest.raises(RunError, match=r"_manifest\.json was changed by another run; run again"):
         ours.publish()
-    assert verify_published(tmp_path / "out").run == theirs.run.id
+    assert verify_published(ours.target).run == theirs.run.id
+
+
+@pytest.mark.parametrize("finished", [True, False], ids=["published", "without a manifest yet"])
+def test_so_does_one_that_it_publishes_while_ours_is_assembled(
+    rivals: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch, finished: bool
+) -> None:
+    ours, theirs = rivals
+
+    def then_theirs(*args: Any) -> Any:
+        monkeypatch.undo()
+        theirs.publish()
+        if not finished:
+            (theirs.target / "_manifest.json").unlink()
+        return assemble(*args)
+
+    monkeypatch.setattr("data.publish.assemble", then_theirs)
+    with pytest.raises(RunError, match=r"out was written by another run meanwhile; it stays as it is"):
+        ours.publish()
+    theirs.publish()
+    assert verify_published(ours.target).run == theirs.run.id
 
 
 class Killed(BaseException):
