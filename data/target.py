@@ -78,8 +78,13 @@ class Target:
         return locked(self.path.with_name(f".{self.path.name}.lock"), f"the output {self.path}")
 
     def preflight(self) -> None:
-        """Prove with probes that a result of the run can be written here (`run_folder.preflight`)."""
+        """Prove with probes that a result of the run can be written here (`run_folder.preflight`).
+
+        What is there is made durable: who wrote the manifest may have been killed before it had seen to its name.
+        """
         preflight(self._run, self.path)
+        if self.path.is_dir():
+            sync_folder(self.path)
 
     def hidden(self, role: Literal["new", "old"]) -> Path:
         """A fresh name beside the path for the run's new result, or for the one that it replaces."""
