@@ -88,11 +88,16 @@ def sync_folder(path: Path) -> None:
 
 
 def make_folder(path: Path, mode: int = 0o777) -> None:
-    """Create a folder and its missing parents, each made durable in the one above it."""
-    if path.is_dir():
+    """Create a folder and its missing parents, each made durable in the one above it.
+
+    So is one that is there: who made it may have been killed before. A mount, or a folder in one that cannot be read
+    and written, was made by nobody like us.
+    """
+    if not path.is_dir():
+        make_folder(path.parent)
+        path.mkdir(mode=mode, exist_ok=True)
+    elif path.is_mount() or not os.access(path.parent, os.R_OK | os.W_OK):
         return
-    make_folder(path.parent)
-    path.mkdir(mode=mode, exist_ok=True)
     sync_folder(path.parent)
 
 

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data.durable import digest_file, link_file, stage, write_file
+from data.durable import digest_file, link_file, stage, sync_folder, write_file
 from data.errors import RunError
 from data.publications import completed
 from data.record_check import record_check
@@ -119,7 +119,10 @@ def record_commit(run: RunFolder, commit: Commit) -> Commit:
 
 
 class Ledger:
-    """What is committed. Records never change, so each is read once; `refresh` looks for new ones."""
+    """What is committed. Records never change, so each is read once; `refresh` looks for new ones.
+
+    A record counts once its name is durable: the worker that made it may have died before it had seen to that.
+    """
 
     def __init__(self, run: RunFolder) -> None:
         self.run = run
@@ -128,11 +131,12 @@ class Ledger:
 
     def refresh(self) -> None:
         """Read the records that have appeared. RunError names a damaged one."""
-        with os.scandir(self.run.commits) as entries:
-            for entry in entries:
-                name, suffix = os.path.splitext(entry.name)
-                if suffix == ".json" and name not in self._commits:
-                    self._commits[name] = Commit.read(Path(entry.path))
+        names = (os.path.splitext(name) for name in os.listdir(self.run.commits))
+        new = [name for name, suffix in names if suffix == ".json" and name not in self._commits]
+        if new:
+            sync_folder(self.run.commits)
+        for name in new:
+            self._commits[name] = Commit.read(_commit_path(self.run, name))
 
     def commits(self) -> dict[str, Commit]:
         """Every commit by shard id, those made since the last look included."""
@@ -142,6 +146,7 @@ class Ledger:
     def committed(self, shard: str) -> bool:
         path = _commit_path(self.run, shard)
         if shard not in self._commits and path.exists():
+            sync_folder(self.run.commits)
             self._commits[shard] = Commit.read(path)
         return shard in self._commits
 

@@ -6,10 +6,10 @@ folder. 5. What it replaces is moved to another hidden name. 6. It is renamed in
 7. The manifest is written. 8. What was replaced, and the shard data, are deleted.
 
 A crash before 4 leaves a hidden sibling that is built again; between 4 and 7 the record tells by their digests which
-bytes are whose, and the steps that are missing are taken; a result of this ledger that 5 moved is moved back, since it
-may be the only copy of its answers; after 7 only deletions are repeated. A result without its manifest is none, so no
-reader can take a publication in progress for a finished one. On an object store 5 and 6 are the sending of parts, which
-lie beside what they replace, and 7 is conditional (`data.store_target`).
+bytes are whose, and the steps that are missing are taken; what 5 moved is moved back if it is a result of this ledger,
+which may be the only copy of its answers, or a file's manifest alone; after 7 only deletions are repeated. A result
+without its manifest is none, so no reader can take a publication in progress for a finished one. On an object store 5
+and 6 are the sending of parts, which lie beside what they replace, and 7 is conditional (`data.store_target`).
 """
 
 from __future__ import annotations
@@ -234,8 +234,9 @@ def _settle(run: RunFolder, target: Destination, fresh: bool) -> Manifest | None
         current = target.read_manifest()
     if current is None and target.occupied:
         current = publications.placed(run, target)
-        if current is not None:
-            target.write_manifest(current, None)
+        if current is None:
+            return target.restore_manifest()
+        target.write_manifest(current, None)
     return current
 
 

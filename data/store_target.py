@@ -250,6 +250,10 @@ class StoreTarget:
     def restore(self, place: Path, /) -> None:
         """Nothing: what is replaced in a bucket lies beside the new parts, and is never moved."""
 
+    def restore_manifest(self) -> Manifest | None:
+        """None: a manifest in a bucket is replaced or deleted, and never moved."""
+        return None
+
     def drop(self, names: Collection[str]) -> None:
         """Delete parts that belong to no result any more."""
         for name in self.sizes():

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Literal
 
+from data import publications
 from data.durable import digest_file, link_file, move, sync_folder, write_file
 from data.errors import InputError, RunError
 from data.lock import locked
@@ -23,6 +24,8 @@ from data.staged import staged_digest, staged_sizes
 
 Format = Literal["parquet", "jsonl"]
 _PART = re.compile(r"part-\d{5,}\.(parquet|jsonl)")
+_MANIFEST = ".manifest"
+"""The suffix of a file's manifest that was set aside."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +78,13 @@ class Target:
         return locked(self.path.with_name(f".{self.path.name}.lock"), f"the output {self.path}")
 
     def preflight(self) -> None:
-        """Prove with probes that a result of the run can be written here (`run_folder.preflight`)."""
+        """Prove with probes that a result of the run can be written here (`run_folder.preflight`).
+
+        What is there is made durable: who wrote the manifest may have been killed before it had seen to its name.
+        """
         preflight(self._run, self.path)
+        if self.path.is_dir():
+            sync_folder(self.path)
 
     def hidden(self, role: Literal["new", "old"]) -> Path:
         """A fresh name beside the path for the run's new result, or for the one that it replaces."""
@@ -163,7 +171,14 @@ class Target:
         return files
 
     def put(self, place: Path, manifest: Manifest, replaced: str | None, /) -> None:
-        """Move what is here aside, the assembled result into place, and write its manifest."""
+        """Move what is here aside, the assembled result into place, and write its manifest.
+
+        RunError: what is here is not what this run may replace, a manifest with the digest `replaced`, and stays.
+        """
+        seen = self.manifest_digest()
+        bare = seen is None and self.occupied
+        if seen != replaced or (bare and not publications.permitted(self._run, self, None)):
+            raise RunError(f"{self.path} was written by another run meanwhile; it stays as it is")
         if self.occupied:
             self.set_aside()
         self.place(place)
@@ -190,13 +205,31 @@ class Target:
 
     def set_aside(self) -> None:
         """Move what is at the path to hidden siblings, a file's manifest first: never a manifest without its data."""
-        for path in (self.manifest, self.path) if self.single else (self.path,):
-            if path.exists():
-                move(path, self.hidden("old"))
+        if self.single and self.manifest.exists():
+            move(self.manifest, self.hidden("old").with_suffix(_MANIFEST))
+        if self.path.exists():
+            move(self.path, self.hidden("old"))
 
     def restore(self, place: Path, /) -> None:
         """Move data that were set aside back to the path, which must be free."""
         self.place(place)
+
+    def restore_manifest(self) -> Manifest | None:
+        """Give the file at the path its manifest back, if this run was cut off when that alone had been set aside."""
+        for aside in self.siblings("old"):
+            if aside.suffix == _MANIFEST and self._told_by(aside):
+                link_file(aside, self.manifest)
+                aside.unlink()
+                return self.read_manifest()
+        return None
+
+    def _told_by(self, aside: Path) -> bool:
+        try:
+            manifest = Manifest.from_bytes(aside.read_bytes(), str(aside))
+        except RunError:  # it was damaged before it was set aside
+            return False
+        sizes = {file.name: file.bytes for file in manifest.files}
+        return sizes == self.sizes() and manifest.digest == self.digest()
 
     def drop(self, names: Collection[str]) -> None:
         """Nothing: what was replaced is in a hidden sibling, whole."""

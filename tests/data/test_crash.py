@@ -14,6 +14,13 @@ from typing import Any
 
 import pytest
 
+from data.durable import sync_folder
+from data.publish import prepare_output, published_base, verify_published
+from data.settings import OutputSettings
+from data.target import Target
+from tests.data.publishing import ROWS
+from tests.faults.durability import Durable
+
 DRIVER = Path(__file__).with_name("crash_driver.py")
 
 
@@ -62,6 +69,48 @@ def test_a_run_survives(tmp_path: Path, scenario: str, mode: str, offset: int) -
     assert len(points) >= 2
     assert {point["point"]: faults(undisturbed, point) for point in points} == {p["point"]: [] for p in points}
     assert all(point["first"] == {"killed": True} for point in points)
+
+
+@pytest.mark.parametrize("folder", ["out", "run/publications"])
+def test_what_a_killed_publication_has_named_outlives_the_power_once_a_start_counts_on_it(
+    new_lab: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str
+) -> None:
+    (tmp_path / "disk").mkdir()
+    lab = new_lab(
+        tmp_path / "disk", ROWS[:50], output=OutputSettings(path=str(tmp_path / "disk" / "out"), error_budget=1)
+    )
+    durable, fsync = Durable(lab.root), os.fsync
+
+    def watched(descriptor: int) -> None:
+        path = os.readlink(f"/proc/self/fd/{descriptor}")
+        if path.startswith(str(lab.root)):
+            durable.synced(path)
+        fsync(descriptor)
+
+    class Killed(BaseException):
+        pass
+
+    def killed(path: Path) -> None:
+        if path == lab.root / folder:
+            raise Killed
+        sync_folder(path)
+
+    def start() -> None:
+        Target.at(lab.target, lab.run).preflight()
+        if prepare_output(lab.run, lab.output) is None:
+            lab.compute()
+            lab.publish()
+
+    monkeypatch.setattr(os, "fsync", watched)
+    with monkeypatch.context() as patch:
+        patch.setattr("data.durable.sync_folder", killed)
+        with pytest.raises(Killed):
+            start()
+    start()
+    durable.cut(0)
+    durable.release()
+    assert verify_published(lab.target).complete
+    assert published_base(lab.run, lab.output) is not None
 
 
 @pytest.mark.parametrize("plant", ["no file sync", "no folder sync"])

@@ -110,6 +110,26 @@ def test_folders_are_made_with_their_parents(tmp: Path) -> None:
     assert (tmp / "a" / "b").stat().st_mode & 0o777 == 0o700
 
 
+def test_a_folder_that_a_killed_process_has_made_is_made_durable(tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The name is there, and a power cut would take all that is put below it."""
+    (tmp / "a").mkdir()
+    (tmp / "a" / "b").mkdir()
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.readlink(f"/proc/self/fd/{descriptor}")))
+    make_folder(tmp / "a" / "b")
+    assert synced == [str(tmp / "a")]
+    make_folder(tmp / "a" / "c" / "d")
+    assert synced[1:] == [str(tmp), str(tmp / "a"), str(tmp / "a" / "c")]
+
+
+def test_a_folder_in_one_that_cannot_be_written_is_used(tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a user's own in /home, which may not even be read."""
+    (tmp / "user").mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: not (path == tmp and mode & os.W_OK))
+    monkeypatch.setattr(os, "fsync", lambda _: pytest.fail("synced"))
+    make_folder(tmp / "user")
+
+
 def test_the_digest_is_sha256(tmp: Path) -> None:
     (tmp / "file").write_bytes(b"abc")
     assert digest_file(tmp / "file") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
 
 from data.attempts import attempts, record_attempt
+from data.durable import sync_folder
 from data.errors import RunError
 from data.ledger import Commit, Ledger, commit_shard, read_results, results_path
 from data.results import BASE, result_schema
@@ -48,6 +51,44 @@ def test_a_commit_names_durable_results_and_drops_the_prompts(planned: Any) -> N
     ledger = Ledger(run)
     assert ledger.commits() == {shard.id: commit}
     ledger.verify()
+
+
+@pytest.mark.parametrize(
+    "counted",
+    [
+        lambda _, run, shard: Ledger(run).commits()[shard],
+        lambda ledger, _, shard: ledger.commits()[shard],
+        lambda ledger, _, shard: ledger.committed(shard),
+    ],
+    ids=["a new start", "a list", "one shard"],
+)
+def test_a_record_that_a_killed_worker_has_named_is_durable_before_it_counts(
+    planned: Any, monkeypatch: pytest.MonkeyPatch, counted: Callable[..., Any]
+) -> None:
+    """The worker died between the name and the sync: what counts it, such as a partial result, must not outlive it."""
+    run, shard, ledger = planned.run, planned.shard, Ledger(planned.run)
+
+    class Killed(BaseException):
+        pass
+
+    def killed(folder: Path) -> None:
+        if folder == run.commits:
+            raise Killed
+        sync_folder(folder)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("data.durable.sync_folder", killed)
+        with pytest.raises(Killed):
+            commit_shard(run, shard, results(shard.sequences), worker=0, attempt=1, seconds=1)
+    durable = set[str]()
+
+    def watched(descriptor: int) -> None:
+        if os.path.samestat(os.fstat(descriptor), run.commits.stat()):
+            durable.update(os.listdir(run.commits))
+
+    monkeypatch.setattr(os, "fsync", watched)
+    assert counted(ledger, run, shard.id)
+    assert durable == {f"{shard.id}.json"}
 
 
 def test_the_first_commit_counts_and_a_late_one_changes_nothing(planned: Any) -> None:

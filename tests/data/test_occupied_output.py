@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from data.assemble import assemble
+from data.durable import move
 from data.errors import InputError, RunError
 from data.publish import prepare_output, verify_published
 from data.settings import OutputSettings
@@ -70,20 +72,20 @@ def test_a_file_that_comes_to_lie_at_the_path_meanwhile_stays(tmp_path: Path) ->
     assert (tmp_path / ".assembled").read_text() == "ours"
 
 
+@pytest.fixture
+def rivals(tmp_path: Path, new_lab: Callable[..., Any]) -> tuple[Any, Any]:
+    """Two runs with one output, both with every answer."""
+    output = OutputSettings(path=str(tmp_path / "out"), error_budget=1)
+    made = [new_lab(tmp_path / name, ROWS[:50], output=output, identity={name: 1}) for name in ("ours", "theirs")]
+    for lab in made:
+        lab.compute()
+    return made[0], made[1]
+
+
 def test_a_result_that_another_run_publishes_meanwhile_stays(
-    tmp_path: Path, new_lab: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    rivals: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ours, theirs = (
-        new_lab(
-            tmp_path / name,
-            ROWS[:50],
-            output=OutputSettings(path=str(tmp_path / "out"), error_budget=1),
-            identity={name: 1},
-        )
-        for name in ("ours", "theirs")
-    )
-    ours.compute()
-    theirs.compute()
+    ours, theirs = rivals
 
     def then_theirs(*args: Any, **options: Any) -> Any:
         monkeypatch.undo()
@@ -94,7 +96,77 @@ def test_a_result_that_another_run_publishes_meanwhile_stays(
     monkeypatch.setattr("data.publish.prepare_output", then_theirs)
     with pytest.raises(RunError, match=r"_manifest\.json was changed by another run; run again"):
         ours.publish()
-    assert verify_published(tmp_path / "out").run == theirs.run.id
+    assert verify_published(ours.target).run == theirs.run.id
+
+
+@pytest.mark.parametrize("finished", [True, False], ids=["published", "without a manifest yet"])
+def test_so_does_one_that_it_publishes_while_ours_is_assembled(
+    rivals: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch, finished: bool
+) -> None:
+    ours, theirs = rivals
+
+    def then_theirs(*args: Any) -> Any:
+        monkeypatch.undo()
+        theirs.publish()
+        if not finished:
+            (theirs.target / "_manifest.json").unlink()
+        return assemble(*args)
+
+    monkeypatch.setattr("data.publish.assemble", then_theirs)
+    with pytest.raises(RunError, match=r"out was written by another run meanwhile; it stays as it is"):
+        ours.publish()
+    theirs.publish()
+    assert verify_published(ours.target).run == theirs.run.id
+
+
+class Killed(BaseException):
+    """Nothing of the program goes on after it."""
+
+
+@pytest.mark.parametrize("name", ["out.parquet", "out.jsonl"])
+@pytest.mark.parametrize("again", [False, True], ids=["resumed", "fresh again"])
+def test_a_file_whose_manifest_alone_was_set_aside_is_replaced_all_the_same(
+    tmp_path: Path, new_lab: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, name: str, again: bool
+) -> None:
+    output = OutputSettings(path=str(tmp_path / name), error_budget=1)
+    first = new_lab(tmp_path / "a", ROWS[:50], output=output)
+    first.compute()
+    old = first.publish()
+    second = new_lab(tmp_path / "b", ROWS, output=output, identity={"other": 1})
+    prepare_output(second.run, output, fresh=True)
+    second.compute()
+    moved: list[Path] = []
+
+    def killed_at_second(source: Path, target: Path) -> None:
+        if moved:
+            raise Killed
+        moved.append(source)
+        move(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("data.target.move", killed_at_second)
+        with pytest.raises(Killed):
+            second.publish()
+    assert moved == [Target.at(output.path).manifest]
+    assert prepare_output(second.run, output, fresh=again) is None
+    assert verify_published(output.path) == old, "the old result stays until the new one is complete"
+    assert second.publish().complete
+    assert second.rows() == expected(ROWS)
+    assert sorted(os.listdir(tmp_path)) == sorted(["a", "b", name, f"_{name}.manifest.json"])
+
+
+def test_another_file_gets_no_manifest_that_was_set_aside(tmp_path: Path, new_lab: Callable[..., Any]) -> None:
+    """Somebody who sees the file without its manifest puts another one there."""
+    done = new_lab(tmp_path / "a", ROWS[:50], output=OutputSettings(path=str(tmp_path / "out.jsonl"), error_budget=1))
+    done.compute()
+    done.publish()
+    target = Target.at(done.output.path, done.run)
+    move(target.manifest, target.hidden("old").with_suffix(".manifest"))
+    target.path.write_text("mine")
+    with pytest.raises(InputError, match=r"no part of a result.*out\.jsonl"):
+        prepare_output(done.run, done.output, fresh=True)
+    assert target.path.read_text() == "mine"
+    assert not target.manifest.exists()
 
 
 def test_an_empty_output_folder_is_used(done: Any) -> None:

@@ -1,6 +1,6 @@
 """`python -m tests.faults`: the whole campaign, or one trial replayed.
 
-    python -m tests.faults campaign [--kills N] [--cuts N] [--late N] [--seed N] [--jobs N] [--rows N]
+    python -m tests.faults campaign [--kills N] [--cuts N] [--late N] [--both N] [--seed N] [--jobs N] [--rows N]
     python -m tests.faults replay SCENARIO MODE POINT SEED [--plant NAME] [--real]
     python -m tests.faults soak [--rows N] [--every SECONDS] [--seed N]
 
@@ -35,7 +35,7 @@ def campaign(places: list[Benches], scratch: Path, asked: dict[str, int], given:
         tally.plants.append(verdict)
         if not verdict.problems:
             print(f"NOT FOUND {verdict}", flush=True)
-    trials = sample(places[0], given.seed, *(count + SPARE if count else 0 for count in asked.values()))
+    trials = sample(places[0], given.seed, {mode: count + SPARE for mode, count in asked.items() if count})
     for verdict in run(places, trials):
         tally.verdicts.append(verdict)
         if verdict.problems:
@@ -70,7 +70,7 @@ def parse() -> argparse.Namespace:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     whole = commands.add_parser("campaign")
-    for name, count in (("kills", 210), ("cuts", 210), ("late", 6), ("jobs", 3)):
+    for name, count in (("kills", 210), ("cuts", 210), ("late", 6), ("both", 110), ("jobs", 3)):
         whole.add_argument(f"--{name}", type=int, default=count)
     once = commands.add_parser("replay")
     once.add_argument("scenario", choices=SCENARIOS)
@@ -93,7 +93,7 @@ def main() -> int:
     jobs = given.jobs if given.command == "campaign" else 1
     with tempfile.TemporaryDirectory(prefix="overnight-faults-") as name, benches(Path(name), jobs) as places:
         if given.command == "campaign":
-            asked = {"kill": given.kills, "power": given.cuts, "late": given.late}
+            asked = {"kill": given.kills, "power": given.cuts, "late": given.late, "both": given.both}
             return 0 if campaign(places, Path(name), asked, given) else 1
         if given.command == "soak":
             done = endure(places[0], Path(name), given)

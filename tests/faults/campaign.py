@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,7 +40,7 @@ class Benches:
         key = scenario, worker
         if key not in self._benches:
             base = self._base / f"{scenario}-{'real' if worker == REAL else 'instant'}"
-            self._benches[key] = Bench(self.laboratory, Scenario(scenario, base, worker))
+            self._benches[key] = Bench(self.laboratory, Scenario.of(scenario, base, worker))
         return self._benches[key]
 
     def judge(self, trial: Trial) -> Verdict:
@@ -56,12 +56,12 @@ def benches(scratch: Path, jobs: int) -> Iterator[list[Benches]]:
 
 
 def sample(
-    places: Benches, seed: int, kills: int, cuts: int, late: int, *, scenarios: Sequence[str] = SCENARIOS
+    places: Benches, seed: int, counts: Mapping[str, int], *, scenarios: Sequence[str] = SCENARIOS
 ) -> list[Trial]:
-    """Trials drawn from the points of undisturbed runs, none of them twice; of all scenarios, some with the model."""
+    """So many trials of each mode, drawn from the points of undisturbed runs, none twice; some with the model."""
     choose = random.Random(seed)
     trials: list[Trial] = []
-    for mode, count in (("kill", kills), ("power", cuts), ("late", late)):
+    for mode, count in counts.items():
         pools = {
             name: _shuffled(places, name, mode, choose) for name in (scenarios if mode != "late" else scenarios[:1])
         }

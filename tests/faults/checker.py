@@ -18,9 +18,10 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from tests.faults.order import Outcome
-from tests.faults.scenario import REPLACING, Scenario
+from tests.faults.scenario import Scenario
 
 PATIENCE_SECONDS = 15.0
+"""For workers, once their driver has ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +45,8 @@ def look(scenario: Scenario) -> Seen:
     run = scenario.run
     commits = {path.name: path.read_bytes() for path in run.glob("commits/*")}
     attempts = frozenset(path.name for path in run.glob("attempts/*"))
-    manifest = manifest_path(scenario)
-    content = manifest.read_bytes() if manifest.exists() else None
-    if scenario.name in REPLACING and content == scenario.earlier.read_bytes():
+    content = scenario.manifest.read_bytes() if scenario.manifest.exists() else None
+    if scenario.replaces and content == scenario.earlier.read_bytes():
         content = None  # which is to be replaced
     return Seen(commits, attempts, content)
 
@@ -54,24 +54,24 @@ def look(scenario: Scenario) -> Seen:
 def after_crash(scenario: Scenario, outcome: Outcome) -> Iterator[str]:
     """What is wrong with what a crash has left."""
     if outcome.timed_out:
-        yield f"I7 the run had not ended after {PATIENCE_SECONDS:g} s"
+        yield f"I7 the run had not ended after {outcome.limit:g} s"
     if outcome.survivors > PATIENCE_SECONDS:
         yield f"I7 a worker ended {outcome.survivors:.1f} s after its driver"
     yield from ledger(scenario)
     seen = look(scenario)
     for shard in set(outcome.told) - seen.shards:
         yield f"I3 a shard that was reported as done is not committed: {shard}"
-    manifest = manifest_path(scenario)
-    if manifest.exists():
-        yield from files(scenario, json.loads(manifest.read_bytes()))
-    elif scenario.name in REPLACING and not replaced(scenario) and not scenario.output.exists():
+    if scenario.manifest.exists():
+        yield from files(scenario, json.loads(scenario.manifest.read_bytes()))
+    elif scenario.replaces and not kept(scenario):
         yield "I4 the older result is gone before the new one is complete"
 
 
 def ledger(scenario: Scenario) -> Iterator[str]:
     """Every commit is whole, the only one of its shard, and its data are there unless they were published."""
-    run, manifest = scenario.run, manifest_path(scenario)
+    run = scenario.run
     published = [path for path in run.glob("publications/*.json") if path.name != "replace.json"]
+    elsewhere = published and (scenario.manifest.exists() or (scenario.retries and kept(scenario)))
     shards: set[str] = set()
     for path in sorted(run.glob("commits/*")):
         try:
@@ -85,7 +85,7 @@ def ledger(scenario: Scenario) -> Iterator[str]:
         shards.add(shard)
         data = run / "shards" / f"{sha256}.parquet"
         if not data.exists():
-            if not (published and (manifest.exists() or replaced(scenario))):
+            if not elsewhere:
                 yield f"I3 {path.name} has no data"
         elif hashlib.sha256(data.read_bytes()).hexdigest() != sha256:
             yield f"I3 the data of {path.name} are not those of its hash"
@@ -96,7 +96,7 @@ def ledger(scenario: Scenario) -> Iterator[str]:
 def after_resume(scenario: Scenario, outcome: Outcome, before: Seen, expected: dict[str, str]) -> Iterator[str]:
     """What is wrong once the run was resumed and ended; `expected` are the digests of an undisturbed run."""
     if outcome.timed_out:
-        yield "I7 the resumed run did not end"
+        yield f"I7 the resumed run had not ended after {outcome.limit:g} s"
     if outcome.status != 0:
         yield f"I8 the resumed run ended with status {outcome.status}: {outcome.output[-600:]}"
         return
@@ -124,11 +124,10 @@ def after_resume(scenario: Scenario, outcome: Outcome, before: Seen, expected: d
 
 def result(scenario: Scenario) -> Iterator[str]:
     """What is wrong with the published result, from its bytes."""
-    manifest = manifest_path(scenario)
-    if not manifest.exists():
+    if not scenario.manifest.exists():
         yield "I8 status 0 without a manifest"
         return
-    content = json.loads(manifest.read_bytes())
+    content = json.loads(scenario.manifest.read_bytes())
     yield from files(scenario, content)
     rows = published(scenario)
     if [row["id"] for row in rows] != list(range(scenario.rows)):
@@ -144,19 +143,26 @@ def result(scenario: Scenario) -> Iterator[str]:
 def files(scenario: Scenario, manifest: dict[str, Any]) -> Iterator[str]:
     """What is wrong with the files that a manifest names."""
     for file in manifest["files"]:
-        path = scenario.output if scenario.name == "file" else scenario.output / file["name"]
-        if not path.exists() or hashlib.sha256(path.read_bytes()).hexdigest() != file["sha256"]:
+        if not _is_there(scenario, scenario.output, file):
             yield f"I4 {file['name']} is not the file that the manifest names"
 
 
-def replaced(scenario: Scenario) -> bool:
-    """Whether the older result lies whole beside the output."""
-    return any((path / "_manifest.json").exists() for path in scenario.root.glob(".out.*.old-*"))
+def kept(scenario: Scenario) -> bool:
+    """Whether each file of the older result lies at the output or was moved aside."""
+    earlier = json.loads(scenario.earlier.read_bytes())
+    places = [scenario.output, *scenario.root.glob(f".{scenario.output.name}.*.old-*")]
+    return all(any(_is_there(scenario, place, file) for place in places) for file in earlier["files"])
+
+
+def _is_there(scenario: Scenario, place: Path, file: dict[str, Any]) -> bool:
+    """Whether a file of a manifest is in a result, with its bytes."""
+    path = place if scenario.single else place / file["name"]
+    return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == file["sha256"]
 
 
 def published(scenario: Scenario) -> list[dict[str, Any]]:
     """The rows at the output."""
-    if scenario.name == "file":
+    if scenario.single:
         return [json.loads(line) for line in scenario.output.read_text(encoding="utf-8").splitlines()]
     parts = sorted(scenario.output.glob("part-*.parquet"))
     return [row for part in parts for row in pq.read_table(part).to_pylist()]
@@ -164,11 +170,5 @@ def published(scenario: Scenario) -> list[dict[str, Any]]:
 
 def digests(scenario: Scenario) -> dict[str, str]:
     """The SHA-256 of each published file but the manifest, which tells of times."""
-    paths = [scenario.output] if scenario.name == "file" else sorted(scenario.output.glob("part-*"))
+    paths = [scenario.output] if scenario.single else sorted(scenario.output.glob("part-*"))
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
-
-
-def manifest_path(scenario: Scenario) -> Path:
-    if scenario.name == "file":
-        return scenario.output.with_name(f"_{scenario.output.name}.manifest.json")
-    return scenario.output / "_manifest.json"

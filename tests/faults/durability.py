@@ -79,11 +79,15 @@ class Durable:
             if kept is None:
                 continue
             where = current / name if current is not None and volatile.get(name) == kept else None
-            if kept in self._folders or (where is not None and where.is_dir()):
+            if self._is_folder(kept) or (where is not None and where.is_dir()):
                 (after / name).mkdir(mode=0o700)
                 self._restore(kept, where, after / name, chance)
             else:
                 (after / name).write_bytes(self._content(kept, where, chance))
+
+    def _is_folder(self, inode: int) -> bool:
+        gone = self._kept.get(inode)
+        return inode in self._folders or (gone is not None and stat.S_ISDIR(os.fstat(gone).st_mode))
 
     def _content(self, inode: int, where: Path | None, chance: random.Random | None) -> bytes:
         durable = self._contents.get(inode, b"")

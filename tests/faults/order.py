@@ -17,7 +17,9 @@ class Order(BaseModel):
         faults: by point, what happens there: kill (the process that calls), kill-all (with every other one), orphan (it
             is stopped and its driver killed), short (half of the write happens), or the name of an errno.
         trace: answer with every point that was passed.
-        power: cut the power at the end: the seed of what survives.
+        resumed: the arguments of a second start, once the first driver was killed and its workers have ended.
+        cut: a point of the second start at which everything is killed.
+        power: cut the power at the very end: the seed of what survives.
         plant: a bug to plant; see `plants`.
         limits: resource limits by the last part of their name, such as NOFILE.
         forked: fork the workers instead of starting interpreters.
@@ -32,6 +34,8 @@ class Order(BaseModel):
     worker: str = "tests.scale.instant_worker:main"
     faults: dict[str, str] = {}
     trace: bool = False
+    resumed: tuple[str, ...] = ()
+    cut: str = ""
     power: int | None = None
     plant: str = ""
     limits: dict[str, int] = {}
@@ -51,7 +55,8 @@ class Outcome(BaseModel):
 
     `status` is the driver's exit status, negative for a signal. `reached` are the faults that happened. `survivors` are
     seconds from the driver's end to that of the last worker. `told` are the shards that the driver had heard to be
-    done when it ended. `stopped` are processes that were stopped.
+    done when it ended. `stopped` are processes that were stopped. `limit` are the seconds it had. Of a drive that was
+    resumed, all but `reached` tells of the second start.
     """
 
     status: int
@@ -62,4 +67,5 @@ class Outcome(BaseModel):
     stopped: tuple[int, ...] = ()
     survivors: float = 0.0
     timed_out: bool = False
+    limit: float
     output: str = ""

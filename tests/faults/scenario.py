@@ -13,8 +13,10 @@ MODEL = next(path.parent for path in sorted((Path(__file__).parents[2] / "data" 
 INSTANT, PACED, REAL = "tests.scale.instant_worker:main", "tests.faults.paced_worker:main", "tasks.worker:main"
 FAILING = "tests.faults.paced_worker:failing"
 ROWS = 100
-SCENARIOS = ("folder", "file", "fresh", "cached", "partial", "retry")
-REPLACING = ("fresh", "partial", "retry")
+SCENARIOS = (
+    "folder", "file", "fresh", "cached", "partial", "retry", "retries", "empty",
+    "file-fresh", "file-partial", "file-retry",
+)  # fmt: skip
 DEADLINE = "15s"
 
 
@@ -23,7 +25,8 @@ class Scenario:
     """One way to run the job below `base`, which holds the input beside the watched folder.
 
     `folder` publishes a folder, `file` one JSONL file, `fresh` replaces an older result, `cached` takes and keeps
-    answers in the cache, `partial` completes what a deadline has left undone, `retry` computes failed rows again.
+    answers in the cache, `partial` completes what a deadline has left undone, `retry` computes failed rows again,
+    `retries` those that had failed again, `empty` has no rows. `file-fresh` and the like do that to one JSONL file.
     """
 
     name: str
@@ -34,13 +37,44 @@ class Scenario:
     max_tokens: int = 8
     sets: tuple[str, ...] = ()
 
+    @classmethod
+    def of(cls, name: str, base: Path, worker: str = INSTANT) -> Scenario:
+        """The scenario of a name with its usual rows."""
+        return cls(name, base, worker, 0 if name == "empty" else ROWS)
+
+    @property
+    def single(self) -> bool:
+        """Whether one file is published."""
+        return self.name.startswith("file")
+
+    @property
+    def work(self) -> str:
+        """What is done, be it to a folder or to a file."""
+        return self.name.removeprefix("file-")
+
+    @property
+    def replaces(self) -> bool:
+        """Whether a result is there before."""
+        return self.work in ("fresh", "partial", "retry", "retries")
+
+    @property
+    def retries(self) -> bool:
+        """Whether failed rows are computed again."""
+        return self.work in ("retry", "retries")
+
     @property
     def root(self) -> Path:
         return self.base / "watched"
 
     @property
     def output(self) -> Path:
-        return self.root / ("out.jsonl" if self.name == "file" else "out")
+        return self.root / ("out.jsonl" if self.single else "out")
+
+    @property
+    def manifest(self) -> Path:
+        if self.single:
+            return self.output.with_name(f"_{self.output.name}.manifest.json")
+        return self.output / "_manifest.json"
 
     @property
     def run(self) -> Path:
@@ -49,7 +83,7 @@ class Scenario:
     @property
     def expected_errors(self) -> list[int]:
         """The rows that cannot be answered."""
-        return [self.rows // 2]
+        return [self.rows // 2] if self.rows else []
 
     def write_input(self) -> None:
         """The input, and an empty watched folder."""
@@ -82,22 +116,25 @@ class Scenario:
     def prepare(self, laboratory: Laboratory) -> None:
         """The input, and what is there before the run that is disturbed."""
         self.write_input()
-        before = self.order()
-        if self.name == "fresh":
-            before = self._elsewhere(self.arguments(seed=99), "--run-dir")
-        elif self.name == "cached":
-            before = self._elsewhere((*self.arguments(), "--limit", "20"), "--run-dir", "--output")
-        elif self.name == "partial":
+        for before in self._earlier():
+            outcome = laboratory.run(before)
+            assert outcome.status == (3 if self.work == "partial" else 0), outcome.output
+        if self.replaces:
+            self.earlier.write_bytes(self.manifest.read_bytes())
+
+    def _earlier(self) -> list[Order]:
+        """The drives that leave what is there before."""
+        if self.work == "fresh":  # an older result of other bytes
+            return [self._elsewhere((*self.arguments(seed=99), "--limit", "20"), "--run-dir")]
+        if self.work == "cached":
+            return [self._elsewhere((*self.arguments(), "--limit", "20"), "--run-dir", "--output")]
+        if self.work == "partial":
             pace = {"FAULTS_FREE": "1", "FAULTS_PACE": "600"}
-            before = self.order("--set", f"schedule.deadline={DEADLINE}", worker=PACED, environment=pace)
-        elif self.name == "retry":
-            before = self.order(worker=FAILING)
-        else:
-            return
-        outcome = laboratory.run(before)
-        assert outcome.status == (3 if self.name == "partial" else 0), outcome.output
-        if self.name in REPLACING:
-            self.earlier.write_bytes((self.output / "_manifest.json").read_bytes())
+            return [self.order("--set", f"schedule.deadline={DEADLINE}", worker=PACED, environment=pace)]
+        failing = [self.order(worker=FAILING)] if self.retries else []
+        if self.work == "retries":  # some fail again
+            failing.append(self.order("--retry-errors", worker=FAILING, environment={"FAULTS_EVERY": "14"}))
+        return failing
 
     def _elsewhere(self, arguments: tuple[str, ...], *options: str) -> Order:
         words = list(arguments)
@@ -113,9 +150,9 @@ class Scenario:
     @property
     def first(self) -> tuple[str, ...]:
         """What is added to the command line the first time."""
-        return ("--fresh",) if self.name == "fresh" else self.again
+        return ("--fresh",) if self.work == "fresh" else self.again
 
     @property
     def again(self) -> tuple[str, ...]:
         """What is added when the run is resumed."""
-        return ("--retry-errors",) if self.name == "retry" else ()
+        return ("--retry-errors",) if self.retries else ()

@@ -48,16 +48,19 @@ class Supervision:
         self._status: int | None = None
         self._timed_out = self._over = False
         self._durable = Durable(Path(order.root)) if order.power is not None else None
-        ours, theirs = socket.socketpair()
         self._log = place.with_suffix(".log")
         adopt_orphans()
+        self._start(order.arguments)
+
+    def _start(self, arguments: tuple[str, ...]) -> None:
+        ours, theirs = socket.socketpair()
         self.driver = os.fork()
         if self.driver == 0:
             ours.close()
-            _drive(order, theirs, self._log)
+            _drive(self._order.model_copy(update={"arguments": arguments}), theirs, self._log)
         theirs.close()
         self._listener = None
-        if order.watched:
+        if self._order.watched:
             _, descriptors, _, _ = socket.recv_fds(ours, 1, 1)
             if descriptors:  # else it could not be; its log says why
                 self._listener = Listener(descriptors[0])
@@ -65,6 +68,20 @@ class Supervision:
     def watch(self) -> None:
         """Until the driver and its descendants have ended; the outcome is written then, and when the driver ends."""
         deadline = time.monotonic() + self._order.seconds
+        self._follow(deadline)
+        if self._order.resumed and self._status is not None and self._status < 0 and not self._timed_out:
+            self._counts.clear()
+            self._faults = {Point.parse(self._order.cut): "kill-all"} if self._order.cut else {}
+            self._start(self._order.resumed)
+            self._follow(deadline)
+        survivors, told = time.monotonic() - self._driver_ended, self._told()
+        if self._durable is not None:
+            assert self._order.power is not None
+            self._durable.cut(self._order.power)
+            self._durable.release()
+        self._write("all", survivors, told)
+
+    def _follow(self, deadline: float) -> None:
         while self._reap():
             call = self._listener.receive(0.05) if self._listener is not None else time.sleep(0.02)
             if call is not None:
@@ -74,12 +91,6 @@ class Supervision:
                 self._kill_all()
             if self._listener is not None and self._listener.gone:
                 self._listener = None
-        survivors, told = time.monotonic() - self._driver_ended, self._told()
-        if self._durable is not None:
-            assert self._order.power is not None
-            self._durable.cut(self._order.power)
-            self._durable.release()
-        self._write("all", survivors, told)
 
     def _reap(self) -> bool:
         """Whether there is a descendant left. This process adopts those whose parent has ended."""
@@ -170,6 +181,7 @@ class Supervision:
             stopped=tuple(self._stopped),
             survivors=survivors,
             timed_out=self._timed_out,
+            limit=self._order.seconds,
             output=self._log.read_text(encoding="utf-8", errors="replace")[-20_000:],
         )
         half = self._place.with_suffix(f".{phase}.half")

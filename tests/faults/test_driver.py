@@ -129,7 +129,7 @@ def test_a_run_outlives_its_prefect_server_or_is_resumed(lab: Laboratory, site: 
         outcome = drive.outcome()
     assert not outcome.timed_out
     assert list(checker.ledger(scenario)) == []
-    assert (outcome.status == 0) == checker.manifest_path(scenario).exists()
+    assert (outcome.status == 0) == scenario.manifest.exists()
     if outcome.status == 0:
         assert list(checker.result(scenario)) == []
     else:

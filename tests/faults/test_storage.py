@@ -20,7 +20,7 @@ def failed(scenario: Scenario, outcome: Outcome, *words: str) -> None:
     assert not outcome.timed_out
     assert [word for word in words if word not in outcome.output] == [], outcome.output
     assert "Traceback" not in outcome.output
-    assert not checker.manifest_path(scenario).exists()
+    assert not scenario.manifest.exists()
     assert list(checker.ledger(scenario)) == []
 
 
@@ -133,7 +133,7 @@ def test_damage_to_what_is_committed_is_named_and_repaired(
     shown = outcome.output.replace("\n", "")
     assert victim.name in shown, outcome.output
     assert record.name in shown, "what is to be deleted is not named"
-    assert not checker.manifest_path(scenario).exists()
+    assert not scenario.manifest.exists()
     record.unlink()
     data.unlink(missing_ok=True)
     resumes(lab, scenario, undisturbed(scenario))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shlex
 import shutil
 import signal
@@ -16,7 +17,7 @@ from tests.faults.laboratory import Laboratory
 from tests.faults.order import Outcome
 from tests.faults.scenario import INSTANT, REAL, Scenario
 
-MODES = ("kill", "power", "late")
+MODES = ("kill", "power", "late", "both")
 DRIVE_SECONDS = 180.0
 LATE_SECONDS = 20.0
 
@@ -26,7 +27,8 @@ class Trial:
     """A fault to bring about.
 
     `mode` is kill (the process that calls is killed), power (all are, and what was not synced is lost as `seed` says)
-    or late (a worker is stopped, its driver killed, the run resumed, and then the worker goes on).
+    late (a worker is stopped, its driver killed, the run resumed, and then the worker goes on), or both (a process is
+    killed, the run resumed if it was the driver, and then the power fails, as `seed` says at some point or at the end).
     """
 
     scenario: str
@@ -87,7 +89,8 @@ class Bench:
         started = time.monotonic()
         shutil.rmtree(self.scenario.root)
         shutil.copytree(self._pristine, self.scenario.root)
-        reached, problems = self._late(trial) if trial.mode == "late" else self._crash(trial)
+        bring_about = {"late": self._late, "both": self._both}.get(trial.mode, self._crash)
+        reached, problems = bring_about(trial)
         return Verdict(trial, tuple(problems), reached, time.monotonic() - started)
 
     def _crash(self, trial: Trial) -> tuple[bool, list[str]]:
@@ -103,6 +106,30 @@ class Bench:
         seen = checker.look(self.scenario)
         if first.status >= 0:  # the driver outlived its worker
             return True, problems + list(checker.after_resume(self.scenario, first, checker.NOTHING, self.expected))
+        resumed = self._resume(trial)
+        return True, problems + list(checker.after_resume(self.scenario, resumed, seen, self.expected))
+
+    def _both(self, trial: Trial) -> tuple[bool, list[str]]:
+        """What a killed process has named and not synced is there for the next one, and may go with the power."""
+        choose = random.Random(trial.seed)
+        order = self.scenario.order(
+            *self.scenario.first,
+            faults={str(trial.point): "kill"},
+            resumed=self.scenario.arguments(*self.scenario.again),
+            cut="" if choose.random() < 0.5 else str(choose.choice(sorted(self.points))),
+            power=trial.seed,
+            plant=trial.plant,
+            seconds=DRIVE_SECONDS,
+        )
+        second = self.laboratory.run(order)
+        if not second.reached:
+            return False, []
+        problems = list(checker.after_crash(self.scenario, second))
+        if second.status == 0:
+            problems += checker.result(self.scenario)
+        elif second.status > 0 and not self._unpermitted(second):
+            problems.append(f"I8 the resumed run ended with status {second.status}: {second.output[-600:]}")
+        seen = checker.look(self.scenario)
         resumed = self._resume(trial)
         return True, problems + list(checker.after_resume(self.scenario, resumed, seen, self.expected))
 
@@ -133,10 +160,13 @@ class Bench:
     def _resume(self, trial: Trial) -> Outcome:
         order = self.scenario.order(*self.scenario.again, plant=trial.plant, seconds=DRIVE_SECONDS)
         outcome = self.laboratory.run(order)
-        if outcome.status == 2 and self.scenario.first != self.scenario.again:
-            # Killed before the permission to replace was recorded: the user repeats it.
+        if self._unpermitted(outcome):  # the user repeats it
             outcome = self.laboratory.run(self.scenario.order(*self.scenario.first, plant=trial.plant))
         return outcome
+
+    def _unpermitted(self, outcome: Outcome) -> bool:
+        """Whether it was refused since the first start was killed before it recorded the permission to replace."""
+        return outcome.status == 2 and self.scenario.first != self.scenario.again
 
 
 def _await_end(processes: tuple[int, ...]) -> list[str]:
