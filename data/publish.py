@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +32,7 @@ from data.ledger import Ledger
 from data.manifest import Manifest, content_digest
 from data.output import Layout
 from data.published import problems_of_files, published, verify_published
-from data.retry import load_retries
+from data.retry import finished_retries, load_retries
 from data.run_folder import RunFolder
 from data.settings import OutputSettings
 from data.target import remove
@@ -102,7 +101,7 @@ def publish(
     current = prepare_output(run, output, fresh=fresh)
     replaced = _replaced(run, target, current)
     ledger = Ledger(run)
-    retries = _finished(load_retries(run), ledger)
+    retries = finished_retries(load_retries(run), ledger, published_base(run, output))
     if current is not None and (partial or (current.complete and current.retries >= len(retries))):
         _finish(run, target, current)
         return current
@@ -201,11 +200,6 @@ def _columns(dataset: Dataset, windows: Sequence[Window]) -> pa.Schema:
         for chunk in dataset.chunks(sum(window.rows for window in windows)):
             types.observe(chunk.records)
     return types.schema()
-
-
-def _finished(retries: Sequence[Window], ledger: Ledger) -> list[Window]:
-    """The retry generations that are wholly committed; each was before the next one was planned."""
-    return list(takewhile(lambda window: not ledger.missing(window.shards), retries))
 
 
 def _state(

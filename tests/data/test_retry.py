@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from data.audit import audit
-from data.errors import InputError
+from data.errors import InputError, RunError
 from data.ledger import Ledger
 from data.plan import load_windows
 from data.publish import OverBudget, prepare_output, published_base
@@ -127,6 +127,50 @@ def test_an_interrupted_retry_is_gone_on_with(failed: Any) -> None:
     assert again == window
     assert sorted(texts(failed, again)) == sorted(BAD)
     assert len(load_retries(failed.run)) == 1
+
+
+@pytest.fixture
+def retried_twice(failed: Any) -> Any:
+    """Two generations, of which the second left an error, and no result, since the budget has no room for it."""
+    failed.output = OutputSettings(path=str(failed.root / "out"), error_budget=0.03)
+    for _ in range(2):
+        failed.work(retry(failed).shards, lambda text, _: text == "text 12")
+        with pytest.raises(OverBudget):
+            failed.publish()
+    return failed
+
+
+def test_an_earlier_generation_whose_data_were_deleted_as_told_is_gone_on_with(retried_twice: Any) -> None:
+    run = retried_twice.run
+    (shard,) = load_retries(run)[0].shards
+    data = run.shards / f"{Ledger(run).commits()[shard.id].sha256}.parquet"
+    data.write_bytes(data.read_bytes()[:-1])
+    with pytest.raises(RunError, match=f"{data.name} is damaged.* delete it, and delete .*{shard.id}.json"):
+        retried_twice.publish()
+    data.unlink()
+    (run.commits / f"{shard.id}.json").unlink()
+    window = retry(retried_twice)
+    assert (window.name, sorted(texts(retried_twice, window))) == ("r00001", sorted(BAD))
+    retried_twice.work(window.shards)
+    with pytest.raises(OverBudget, match="nan_logits 5"):
+        retried_twice.publish()  # the latest answer to a row counts, which is an error still
+    window = retry(retried_twice)
+    assert (window.name, texts(retried_twice, window)) == ("r00003", ["text 12"])
+    retried_twice.work(window.shards)
+    assert retried_twice.publish().retries == 3
+    assert outputs(retried_twice) == COMPLETE
+
+
+def test_a_generation_that_is_published_is_not_computed_again_for_its_lost_record(retried_twice: Any) -> None:
+    retried_twice.output = OutputSettings(path=str(retried_twice.root / "out"), error_budget=0.1)
+    assert retried_twice.publish().retries == 2
+    (shard,) = load_retries(retried_twice.run)[0].shards
+    (retried_twice.run.commits / f"{shard.id}.json").unlink()
+    window = retry(retried_twice)
+    assert (window.name, texts(retried_twice, window)) == ("r00003", ["text 12"])
+    retried_twice.work(window.shards)
+    assert retried_twice.publish().retries == 3
+    assert outputs(retried_twice) == COMPLETE
 
 
 def test_a_retry_that_fails_again_keeps_the_error_and_counts_anew(failed: Any) -> None:
