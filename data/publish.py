@@ -222,7 +222,7 @@ def _settle(run: RunFolder, target: Destination, fresh: bool) -> Manifest | None
         if fresh or publications.permitted(run, target, target.manifest_digest()):
             return None
         raise
-    if current is None and not target.occupied and (aside := publications.set_aside(run, target)) is not None:
+    if current is None and not target.occupied and (aside := publications.found_aside(run, target)) is not None:
         target.restore(aside)  # it may be the only copy of its answers
         current = target.read_manifest()
     if current is None and target.occupied:

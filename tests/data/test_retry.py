@@ -99,6 +99,42 @@ def test_it_works_for_single_files(lab: Callable[..., Any], name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["answers", "answers.jsonl"])
+def test_rows_that_fail_alike_again_are_published_once_more(lab: Callable[..., Any], name: str) -> None:
+    made = lab(ROWS)
+    made.output = OutputSettings(path=str(made.root / name), error_budget=1)
+    made.compute(fails)
+    first = made.publish()
+    for generation in (1, 2):
+        made.work(retry(made).shards, fails)
+        manifest = made.publish()
+        assert (manifest.retries, manifest.digest) == (generation, first.digest)
+        assert not os.listdir(made.run.shards)
+        before = made.target.stat().st_ino
+        assert (made.publish(), made.target.stat().st_ino) == (manifest, before)
+    made.work(retry(made).shards)
+    assert made.publish().retries == 3
+    assert outputs(made) == COMPLETE
+
+
+@pytest.mark.parametrize("name", ["answers", "answers.jsonl"])
+def test_a_result_of_equal_bytes_whose_process_died_gets_the_manifest_of_its_own(
+    lab: Callable[..., Any], name: str
+) -> None:
+    """The second result lies in place, its manifest not written yet."""
+    made = lab(ROWS)
+    made.output = OutputSettings(path=str(made.root / name), error_budget=1)
+    made.compute(fails)
+    made.publish()
+    made.work(retry(made).shards, fails)
+    manifest = made.publish()
+    Target.at(made.target, made.run).manifest.unlink()
+    assert prepare_output(made.run, made.output) == manifest
+    made.work(retry(made).shards)
+    made.publish()
+    assert outputs(made) == COMPLETE
+
+
+@pytest.mark.parametrize("name", ["answers", "answers.jsonl"])
 def test_a_crash_while_the_result_is_replaced_does_not_lose_the_answers(lab: Callable[..., Any], name: str) -> None:
     """The old result, the only place where its answers are by then, lies under a hidden name when the process dies."""
     made = lab(ROWS)
@@ -171,6 +207,19 @@ def test_a_generation_that_is_published_is_not_computed_again_for_its_lost_recor
     retried_twice.work(window.shards)
     assert retried_twice.publish().retries == 3
     assert outputs(retried_twice) == COMPLETE
+
+
+def test_an_error_that_changes_and_changes_back_is_published_each_time(failed: Any) -> None:
+    failed.output = OutputSettings(path=str(failed.root / "out"), error_budget=1)
+    failed.publish()
+    for generation, code in enumerate(("out_of_memory", "nan_logits", "nan_logits"), start=1):
+        failed.work(retry(failed).shards, fails, code)
+        manifest = failed.publish()
+        assert (manifest.retries, manifest.errors) == (generation, {"blank_prompt": 8, code: 15})
+        assert not os.listdir(failed.run.shards)
+    failed.work(retry(failed).shards)
+    failed.publish()
+    assert outputs(failed) == COMPLETE
 
 
 def test_a_retry_that_fails_again_keeps_the_error_and_counts_anew(failed: Any) -> None:
