@@ -139,8 +139,12 @@ def published_base(run: RunFolder, output: OutputSettings) -> tuple[Destination,
 
 
 def published_elsewhere(run: RunFolder, output: OutputSettings) -> bool:
-    """Whether this ledger's complete result was published, its shard data deleted, and is not at `output.path`."""
-    return published_base(run, output) is None and publications.completed(run) and not any(run.shards.iterdir())
+    """Whether this ledger's complete result was published, its shard data deleted, and is not at `output.path`.
+
+    A run without any shard has lost nothing: its result is made anew, wherever it is wanted.
+    """
+    deleted = any(run.commits.iterdir()) and not any(run.shards.iterdir())
+    return deleted and published_base(run, output) is None and publications.completed(run)
 
 
 def _base(run: RunFolder, output: OutputSettings) -> tuple[Destination, Manifest] | None:

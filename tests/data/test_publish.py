@@ -15,8 +15,17 @@ import pytest
 from data.audit import audit
 from data.errors import RunError
 from data.plan import load_windows
-from data.publish import OverBudget, finish, prepare_output, publish, published, verify_published
+from data.publish import (
+    OverBudget,
+    finish,
+    prepare_output,
+    publish,
+    published,
+    published_elsewhere,
+    verify_published,
+)
 from data.settings import OutputSettings
+from data.target import Target
 from tests.data.publishing import ROWS, expected, settings
 
 
@@ -232,3 +241,23 @@ def test_results_of_a_published_run_whose_output_is_gone_cannot_be_made_up(done:
     with pytest.raises(RunError, match=r"were published and deleted from .*--fresh"):
         done.publish()
     assert audit(done.root / "moved").valid
+
+
+@pytest.mark.parametrize("rows", [[], [{"id": 1, "text": ""}]], ids=["no rows", "error rows alone"])
+def test_a_run_without_shards_that_died_before_the_rename_is_gone_on_with(
+    lab: Callable[..., Any], rows: list[dict[str, Any]]
+) -> None:
+    made = lab(rows)
+    made.output = settings(made, error_budget=1)
+    made.compute()
+    manifest = made.publish()
+    target = Target.at(made.target, made.run)
+    target.manifest.unlink()
+    made.target.rename(target.hidden("new"))
+    assert prepare_output(made.run, made.output) is None
+    assert not published_elsewhere(made.run, made.output)
+    assert made.publish() == manifest
+    assert made.rows() == expected(rows)
+    made.output = settings(made, path=str(made.root / "another"), error_budget=1)
+    assert made.publish().files == manifest.files
+    assert sorted(os.listdir(made.root)) == ["another", "in.parquet", "out", "run"]
