@@ -258,6 +258,9 @@ def _drop_replaced(run: RunFolder, target: Destination, manifest: Manifest) -> N
 
 
 def _verified(run: RunFolder, target: Destination, manifest: Manifest) -> Manifest:
+    """The manifest that is at the target, once its files are found whole and its name is durable. RunError names what
+    is wrong."""
+    target.sync_manifest()
     # Beside a partial result may lie parts of the complete one, which is being sent.
     wrong = problems_of_files(target, manifest, beside=publications.known_files(run) if target.content_named else ())
     if wrong:

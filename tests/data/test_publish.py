@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -55,6 +56,24 @@ def test_publishing_again_verifies_and_changes_nothing(done: Any) -> None:
     part.write_bytes(content[:100] + b"x" + content[101:])
     with pytest.raises(RunError, match=r"part-00000\.parquet is damaged"):
         done.publish()
+
+
+@pytest.mark.parametrize("name", ["out", "out.jsonl"])
+def test_a_result_that_is_found_survives_a_power_cut(done: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who wrote its manifest may have died before the folder of it was synced."""
+    done.output = settings(done, path=str(done.root / name))
+    done.publish()
+    names: set[Path] = set()
+    real = os.fsync
+
+    def watched(descriptor: int) -> None:
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        names.update(path.iterdir() if path.is_dir() else ())
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    assert prepare_output(done.run, done.output) is not None
+    assert Target.at(done.target).manifest in names
 
 
 def test_shard_data_goes_after_publication_plans_and_commits_stay(done: Any) -> None:
