@@ -29,6 +29,7 @@ from data.destination import Destination, destination
 from data.errors import InputError, RunError
 from data.json_types import JsonTypes
 from data.ledger import Ledger
+from data.leftovers import delete_leftovers
 from data.manifest import Manifest, content_digest
 from data.output import Layout
 from data.published import problems_of_files, published, verify_published
@@ -103,7 +104,7 @@ def publish(
     ledger = Ledger(run)
     retries = finished_retries(load_retries(run), ledger, published_base(run, output))
     if current is not None and (partial or (current.complete and current.retries >= len(retries))):
-        _finish(run, target, current)
+        delete_leftovers(run, target, current)
         return current
     state = _state(output, ledger, windows, retries, complete=not partial)
     found = publications.assembled(run, target, state)
@@ -116,7 +117,7 @@ def publish(
     target.put(place, manifest, replaced)
     _drop_replaced(run, target, manifest)
     _verified(run, target, manifest)
-    _finish(run, target, manifest)
+    delete_leftovers(run, target, manifest)
     return manifest
 
 
@@ -274,25 +275,4 @@ def finish(run: RunFolder, output: OutputSettings, manifest: Manifest) -> None:
     Shard data only once it is in a complete result, and nothing if another ledger of the same run has published it:
     then it is this ledger's only copy of work that is to be published elsewhere. The caller holds the locks.
     """
-    _finish(run, destination(output.path, run), manifest)
-
-
-def _finish(run: RunFolder, target: Destination, manifest: Manifest) -> None:
-    if not publications.recorded(run, manifest):
-        return
-    target.clean()
-    publications.withdraw(run)
-    if not manifest.complete:
-        return
-    run.sweep()  # what a worker that was killed has left there
-    if not any(run.shards.iterdir()) and not any(run.prompts.iterdir()):
-        return
-    commits = Ledger(run).commits()
-    later = [shard for window in load_retries(run)[manifest.retries :] for shard in window.shards]
-    keep = {f"{commits[shard.id].sha256}.parquet" for shard in later if shard.id in commits}
-    for path in run.shards.iterdir():
-        if path.name not in keep:
-            path.unlink(missing_ok=True)
-    for path in run.prompts.iterdir():  # a worker may die between a commit and this
-        if path.stem in commits:
-            path.unlink(missing_ok=True)
+    delete_leftovers(run, destination(output.path, run), manifest)

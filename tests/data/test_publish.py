@@ -15,10 +15,8 @@ import pytest
 
 from data.audit import audit
 from data.errors import RunError
-from data.plan import load_windows
 from data.publish import (
     OverBudget,
-    finish,
     prepare_output,
     publish,
     published,
@@ -74,49 +72,6 @@ def test_a_result_that_is_found_survives_a_power_cut(done: Any, name: str, monke
     monkeypatch.setattr(os, "fsync", watched)
     assert prepare_output(done.run, done.output) is not None
     assert Target.at(done.target).manifest in names
-
-
-def test_shard_data_goes_after_publication_plans_and_commits_stay(done: Any) -> None:
-    commits = set(os.listdir(done.run.commits))
-    done.publish()
-    assert not os.listdir(done.run.shards)
-    assert not os.listdir(done.run.tmp)
-    assert set(os.listdir(done.run.commits)) == commits
-    assert len(load_windows(done.run)) == 6
-    assert sorted(os.listdir(done.root)) == ["in.parquet", "out", "run"]
-
-
-def test_what_a_crash_kept_from_being_deleted_goes_the_next_time(done: Any) -> None:
-    manifest = done.publish()
-    shard = next(iter(done.run.commits.glob("*.json"))).stem
-    leftovers = [
-        done.run.shards / f"{'0' * 64}.parquet",
-        done.run.prompts / f"{shard}.arrow",
-        done.run.tmp / "1-dead",
-        done.root / f".out.{done.run.id}.new-dead",
-    ]
-    for path in leftovers:
-        path.write_bytes(b"left")
-    finish(done.run, done.output, manifest)
-    assert [path.name for path in leftovers if path.exists()] == []
-
-
-def test_the_result_of_another_ledger_deletes_nothing_of_this_one(done: Any, new_lab: Any, tmp_path: Any) -> None:
-    """Both are of the same run; this one has committed a part of its work, for an output of its own."""
-    done.publish()
-    other = new_lab(tmp_path / "other", ROWS, output=done.output)
-    windows = other.windows()
-    other.work(windows[0].shards)
-    manifest = prepare_output(other.run, done.output)
-    assert manifest is not None
-    assert manifest.complete
-    finish(other.run, done.output, manifest)
-    assert other.publish() == manifest
-    assert len(list(other.run.shards.iterdir())) == len(windows[0].shards)
-    other.output = settings(other)
-    other.compute()
-    assert other.publish().complete
-    assert other.rows() == done.rows()
 
 
 def test_over_budget_publishes_nothing_and_a_higher_budget_computes_nothing(lab: Callable[..., Any]) -> None:
