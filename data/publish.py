@@ -32,11 +32,12 @@ from data.ledger import Ledger
 from data.leftovers import delete_leftovers
 from data.manifest import Manifest, content_digest
 from data.output import Layout
-from data.published import problems_of_files, published, verify_published
+from data.published import published, verify_published
 from data.retry import finished_retries, load_retries
 from data.run_folder import RunFolder
 from data.settings import OutputSettings
 from data.target import remove
+from data.verification import problems, refuse_foreign, refuse_others, verified
 from data.window import Window
 
 if TYPE_CHECKING:
@@ -48,33 +49,34 @@ __all__ = ["OverBudget", "finish", "prepare_output", "publish", "published", "pu
 def prepare_output(run: RunFolder, output: OutputSettings, *, fresh: bool = False) -> Manifest | None:
     """Look at the output before a run: finish a publication that died, and refuse to replace what is not ours.
 
-    Returns the manifest of this run's result, complete or partial, if it is there; a complete one is verified and,
-    unless `fresh`, all there is to do. InputError: something else is there, and neither `fresh` nor an earlier `fresh`
-    of this ledger allows to replace it. RunError: the published bytes are damaged.
+    Returns the manifest of this run's result if it is there. A complete one is verified and, unless `fresh`, all there
+    is to do; a partial one is to be replaced, so its own files need not be whole. InputError: something else is there,
+    and neither `fresh` nor an earlier `fresh` of this ledger allows to replace it. RunError: the published bytes are
+    damaged, or others lie beside them.
     """
     target = destination(output.path, run)
     current = _settle(run, target, fresh)
-    if current is not None and publications.recorded(run, current):
-        if current.complete:
-            _drop_replaced(run, target, current)
-        return _verified(run, target, current)
+    ours = current is not None and publications.recorded(run, current)
+    if current is not None and ours and current.complete:
+        _drop_replaced(run, target, current)
+        return verified(run, target, current)
     if not target.occupied:
         return None
-    if foreign := target.foreign():
-        raise InputError(
-            f"{target.name} holds what is no part of a result, which --fresh does not replace either: {foreign[0]}; "
-            "move it away, or choose another --output"
-        )
-    if fresh:
+    refuse_foreign(target)
+    if fresh and not ours:
         publications.permit(run, target)
-    if publications.permitted(run, target, target.manifest_digest()) or _begun(run, target, current):
+    permitted = publications.permitted(run, target, target.manifest_digest())
+    if not ours and (permitted or _begun(run, target, current)):
         return None
     if current is None or current.run != run.id:
         what = "is not empty and not a result"
         if current is not None:
             what = f"holds the result of another run{_changed_model(run, current)}"
         raise InputError(f"{target.name} {what}; choose another --output, or replace it with --fresh")
-    return _verified(run, target, current)
+    if current.complete:
+        return verified(run, target, current)
+    refuse_others(run, target, current)
+    return current
 
 
 def publish(
@@ -91,9 +93,9 @@ def publish(
     """Publish the results of a run's committed shards at `output.path` and return the manifest.
 
     `results` is the run's `results.result_schema`. With `partial`, rows without a result become errors with the code
-    `deadline`, outside the budget, and windows that are not planned may be missing. A complete result of this ledger,
-    or a partial one when another partial one is asked for, is verified and stays as it is, except that retried error
-    rows replace it. The caller holds the locks of the run and of `Target.lock`.
+    `deadline`, outside the budget, and windows that are not planned may be missing. A complete result of this ledger
+    is verified and stays as it is, except that retried error rows replace it; so does a partial one, if it is whole and
+    another partial one is asked for. The caller holds the locks of the run and of `Target.lock`.
 
     OverBudget: too many error rows; nothing changed. RunError: a committed or published file is damaged or missing,
     the input has changed, or shards are not committed. InputError: as in `prepare_output` and `output.Layout.of`.
@@ -103,9 +105,10 @@ def publish(
     replaced = _replaced(run, target, current)
     ledger = Ledger(run)
     retries = finished_retries(load_retries(run), ledger, published_base(run, output))
-    if current is not None and (partial or (current.complete and current.retries >= len(retries))):
+    if current is not None and _stays(run, target, current, len(retries), partial=partial):
         delete_leftovers(run, target, current)
         return current
+    refuse_foreign(target)
     state = _state(output, ledger, windows, retries, complete=not partial)
     found = publications.assembled(run, target, state)
     if found is None:
@@ -116,7 +119,7 @@ def publish(
     manifest = publications.record(run, manifest, state)
     target.put(place, manifest, replaced)
     _drop_replaced(run, target, manifest)
-    _verified(run, target, manifest)
+    verified(run, target, manifest)
     delete_leftovers(run, target, manifest)
     return manifest
 
@@ -258,15 +261,11 @@ def _drop_replaced(run: RunFolder, target: Destination, manifest: Manifest) -> N
         target.drop(gone - {file.name for file in manifest.files})
 
 
-def _verified(run: RunFolder, target: Destination, manifest: Manifest) -> Manifest:
-    """The manifest that is at the target, once its files are found whole and its name is durable. RunError names what
-    is wrong."""
-    target.sync_manifest()
-    # Beside a partial result may lie parts of the complete one, which is being sent.
-    wrong = problems_of_files(target, manifest, beside=publications.known_files(run) if target.content_named else ())
-    if wrong:
-        raise RunError(wrong[0])
-    return manifest
+def _stays(run: RunFolder, target: Destination, current: Manifest, retries: int, *, partial: bool) -> bool:
+    """Whether the result that is there is all that is asked for; `retries` are finished."""
+    if current.complete:
+        return partial or current.retries >= retries
+    return partial and not problems(run, target, current)
 
 
 def finish(run: RunFolder, output: OutputSettings, manifest: Manifest) -> None:

@@ -52,7 +52,10 @@ def test_publishing_again_verifies_and_changes_nothing(done: Any) -> None:
     part = done.target / "part-00000.parquet"
     content = part.read_bytes()
     part.write_bytes(content[:100] + b"x" + content[101:])
-    with pytest.raises(RunError, match=r"part-00000\.parquet is damaged"):
+    with pytest.raises(RunError, match=r"part-00000\.parquet is damaged.* restore it from a copy.* --fresh"):
+        done.publish()
+    part.unlink()
+    with pytest.raises(RunError, match=r"part-00000\.parquet is missing.* restore it from a copy.* --fresh"):
         done.publish()
 
 

@@ -86,6 +86,18 @@ def test_a_published_result_is_replaced_from_its_own_answers(failed: Any) -> Non
     assert not os.listdir(failed.run.shards)
 
 
+def test_a_file_of_a_user_beside_the_result_does_not_go_with_it(failed: Any) -> None:
+    failed.output = OutputSettings(path=str(failed.root / "out"), error_budget=1)
+    failed.publish()
+    (failed.target / ".notes").write_text("mine")
+    failed.work(retry(failed).shards)
+    with pytest.raises(InputError, match=r"no part of a result.* \.notes; move it away"):
+        failed.publish()
+    (failed.target / ".notes").unlink()
+    failed.publish()
+    assert outputs(failed) == COMPLETE
+
+
 @pytest.mark.parametrize("name", ["answers.jsonl", "answers.parquet"])
 def test_it_works_for_single_files(lab: Callable[..., Any], name: str) -> None:
     made = lab(ROWS)
