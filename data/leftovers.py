@@ -22,7 +22,12 @@ logger = logging.getLogger(__name__)
 
 
 def delete_leftovers(run: RunFolder, target: Destination, manifest: Manifest) -> None:
-    """Delete what the ledger that published `manifest` needs no more; shard data once it is in a complete result."""
+    """Delete what this ledger's verified publication of `manifest` has made needless; nothing if it is not this one's.
+
+    What retries planned since need stays: the data of their finished shards, the prompts of the others.
+    """
+    if not publications.recorded(run, manifest):
+        return
     with _made_up_for():
         target.clean()
     with _made_up_for():
@@ -52,6 +57,7 @@ def _delete_shards(run: RunFolder, manifest: Manifest) -> None:
     for path in run.shards.iterdir():
         if path.name not in keep:
             path.unlink(missing_ok=True)
-    for path in run.prompts.iterdir():  # a worker may die between a commit and this
-        if path.stem in commits:
+    unfinished = {shard.id for shard in later if shard.id not in commits}
+    for path in run.prompts.iterdir():  # those of a plan that died too, which no commit and no plan names
+        if path.stem not in unfinished:
             path.unlink(missing_ok=True)

@@ -1,8 +1,9 @@
 """What a ledger has published or is about to: records that let a publication which died be finished, not repeated.
 
-Before an assembled result is moved into place, its whole manifest is recorded under the digest of its bytes. After a
-crash the bytes at the output, or in a hidden sibling, are found again by that digest. A second record keeps the
-permission that `--fresh` gave to replace an older result, so that a resumed run need not start afresh once more.
+Before an assembled result is moved into place, its whole manifest is recorded under the digest of its bytes and what it
+includes. After a crash the bytes at the output, or in a hidden sibling, are found again by that digest. Another record
+keeps the permission that `--fresh` gave to replace an older result, so that a resumed run need not start afresh once
+more.
 """
 
 from __future__ import annotations
@@ -44,23 +45,21 @@ def completed(run: RunFolder) -> bool:
 
 def placed(run: RunFolder, target: Destination) -> Manifest | None:
     """The recorded manifest whose files are at the target, which has none of its own yet."""
-    return _match(run, target, None)[0]
+    return next((manifest for manifest, _ in _matches(run, target, None)), None)
 
 
-def set_aside(run: RunFolder, target: Destination) -> Path | None:
+def found_aside(run: RunFolder, target: Destination) -> Path | None:
     """A result of this ledger that was moved to a hidden sibling, to be replaced."""
-    for place in target.siblings("old"):
-        if _match(run, target, place)[0] is not None:
-            return place
-    return None
+    return next((place for place in target.siblings("old") if _matches(run, target, place)), None)
 
 
 def assembled(run: RunFolder, target: Destination, state: Mapping[str, Any]) -> tuple[Manifest, Path] | None:
     """A result in a hidden sibling that was assembled from the same state, whole and undamaged."""
+    wanted = json.loads(json.dumps(state))
     for place in target.siblings("new"):
-        manifest, theirs = _match(run, target, place)
-        if manifest is not None and theirs == json.loads(json.dumps(state)):
-            return manifest, place
+        for manifest, theirs in _matches(run, target, place):
+            if theirs == wanted:
+                return manifest, place
     return None
 
 
@@ -119,15 +118,18 @@ def _noted(run: RunFolder, name: str) -> dict[str, Any]:
         return {}
 
 
-def _match(run: RunFolder, target: Destination, place: Path | None) -> tuple[Manifest | None, Any]:
+def _matches(run: RunFolder, target: Destination, place: Path | None) -> list[tuple[Manifest, Any]]:
+    """The recorded results, and what they were assembled from, whose files are there; the furthest one first."""
     sizes = target.sizes(place)
-    for path in _records(run):
-        manifest, state = _read(path)
-        # Sizes first: digests of somebody else's large files are not worth computing.
-        same = {file.name: file.bytes for file in manifest.files} == sizes
-        if same and target.digest(place) == manifest.digest:
-            return manifest, state
-    return None, None
+    # Sizes first: digests of somebody else's large files are not worth computing.
+    alike = [
+        (manifest, state)
+        for manifest, state in map(_read, _records(run))
+        if {file.name: file.bytes for file in manifest.files} == sizes
+    ]
+    digest = target.digest(place) if alike else None
+    found = [(manifest, state) for manifest, state in alike if manifest.digest == digest]
+    return sorted(found, key=lambda match: (match[0].complete, match[0].retries), reverse=True)
 
 
 def _read(path: Path) -> tuple[Manifest, Any]:
@@ -143,5 +145,7 @@ def _records(run: RunFolder) -> list[Path]:
 
 
 def _path(run: RunFolder, manifest: Manifest) -> Path:
-    # A partial result that happened to lack no answer has the bytes of the complete one, and is not it.
-    return run.publications / f"{manifest.digest}{'' if manifest.complete else '.partial'}.json"
+    # Results of equal bytes differ in what they include: a partial one may happen to lack no answer, and rows that are
+    # retried may fail alike.
+    included = f".r{manifest.retries:05d}" if manifest.retries else ""
+    return run.publications / f"{manifest.digest}{included}{'' if manifest.complete else '.partial'}.json"

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,11 +32,12 @@ from data.ledger import Ledger
 from data.leftovers import delete_leftovers
 from data.manifest import Manifest, content_digest
 from data.output import Layout
-from data.published import problems_of_files, published, verify_published
-from data.retry import load_retries
+from data.published import published, verify_published
+from data.retry import finished_retries, load_retries
 from data.run_folder import RunFolder
 from data.settings import OutputSettings
 from data.target import remove
+from data.verification import problems, refuse_foreign, refuse_others, verified
 from data.window import Window
 
 if TYPE_CHECKING:
@@ -49,33 +49,34 @@ __all__ = ["OverBudget", "finish", "prepare_output", "publish", "published", "pu
 def prepare_output(run: RunFolder, output: OutputSettings, *, fresh: bool = False) -> Manifest | None:
     """Look at the output before a run: finish a publication that died, and refuse to replace what is not ours.
 
-    Returns the manifest of this run's result, complete or partial, if it is there; a complete one is verified and,
-    unless `fresh`, all there is to do. InputError: something else is there, and neither `fresh` nor an earlier `fresh`
-    of this ledger allows to replace it. RunError: the published bytes are damaged.
+    Returns the manifest of this run's result if it is there. A complete one is verified and, unless `fresh`, all there
+    is to do; a partial one is to be replaced, so its own files need not be whole. InputError: something else is there,
+    and neither `fresh` nor an earlier `fresh` of this ledger allows to replace it. RunError: the published bytes are
+    damaged, or others lie beside them.
     """
     target = destination(output.path, run)
     current = _settle(run, target, fresh)
-    if current is not None and publications.recorded(run, current):
-        if current.complete:
-            _drop_replaced(run, target, current)
-        return _verified(run, target, current)
+    ours = current is not None and publications.recorded(run, current)
+    if current is not None and ours and current.complete:
+        _drop_replaced(run, target, current)
+        return verified(run, target, current)
     if not target.occupied:
         return None
-    if foreign := target.foreign():
-        raise InputError(
-            f"{target.name} holds what is no part of a result, which --fresh does not replace either: {foreign[0]}; "
-            "move it away, or choose another --output"
-        )
-    if fresh:
+    refuse_foreign(target)
+    if fresh and not ours:
         publications.permit(run, target)
-    if publications.permitted(run, target, target.manifest_digest()) or _begun(run, target, current):
+    permitted = publications.permitted(run, target, target.manifest_digest())
+    if not ours and (permitted or _begun(run, target, current)):
         return None
     if current is None or current.run != run.id:
         what = "is not empty and not a result"
         if current is not None:
             what = f"holds the result of another run{_changed_model(run, current)}"
         raise InputError(f"{target.name} {what}; choose another --output, or replace it with --fresh")
-    return _verified(run, target, current)
+    if current.complete:
+        return verified(run, target, current)
+    refuse_others(run, target, current)
+    return current
 
 
 def publish(
@@ -92,9 +93,9 @@ def publish(
     """Publish the results of a run's committed shards at `output.path` and return the manifest.
 
     `results` is the run's `results.result_schema`. With `partial`, rows without a result become errors with the code
-    `deadline`, outside the budget, and windows that are not planned may be missing. A complete result of this ledger,
-    or a partial one when another partial one is asked for, is verified and stays as it is, except that retried error
-    rows replace it. The caller holds the locks of the run and of `Target.lock`.
+    `deadline`, outside the budget, and windows that are not planned may be missing. A complete result of this ledger
+    is verified and stays as it is, except that retried error rows replace it; so does a partial one, if it is whole and
+    another partial one is asked for. The caller holds the locks of the run and of `Target.lock`.
 
     OverBudget: too many error rows; nothing changed. RunError: a committed or published file is damaged or missing,
     the input has changed, or shards are not committed. InputError: as in `prepare_output` and `output.Layout.of`.
@@ -103,10 +104,11 @@ def publish(
     current = prepare_output(run, output, fresh=fresh)
     replaced = _replaced(run, target, current)
     ledger = Ledger(run)
-    retries = _finished(load_retries(run), ledger)
-    if current is not None and (partial or (current.complete and current.retries >= len(retries))):
-        _finish(run, target, current)
+    retries = finished_retries(load_retries(run), ledger, published_base(run, output))
+    if current is not None and _stays(run, target, current, len(retries), partial=partial):
+        delete_leftovers(run, target, current)
         return current
+    refuse_foreign(target)
     state = _state(output, ledger, windows, retries, complete=not partial)
     found = publications.assembled(run, target, state)
     if found is None:
@@ -117,8 +119,8 @@ def publish(
     manifest = publications.record(run, manifest, state)
     target.put(place, manifest, replaced)
     _drop_replaced(run, target, manifest)
-    _verified(run, target, manifest)
-    _finish(run, target, manifest)
+    verified(run, target, manifest)
+    delete_leftovers(run, target, manifest)
     return manifest
 
 
@@ -141,8 +143,12 @@ def published_base(run: RunFolder, output: OutputSettings) -> tuple[Destination,
 
 
 def published_elsewhere(run: RunFolder, output: OutputSettings) -> bool:
-    """Whether this ledger's complete result was published, its shard data deleted, and is not at `output.path`."""
-    return published_base(run, output) is None and publications.completed(run) and not any(run.shards.iterdir())
+    """Whether this ledger's complete result was published, its shard data deleted, and is not at `output.path`.
+
+    A run without any shard has lost nothing: its result is made anew, wherever it is wanted.
+    """
+    deleted = any(run.commits.iterdir()) and not any(run.shards.iterdir())
+    return deleted and published_base(run, output) is None and publications.completed(run)
 
 
 def _base(run: RunFolder, output: OutputSettings) -> tuple[Destination, Manifest] | None:
@@ -204,11 +210,6 @@ def _columns(dataset: Dataset, windows: Sequence[Window]) -> pa.Schema:
     return types.schema()
 
 
-def _finished(retries: Sequence[Window], ledger: Ledger) -> list[Window]:
-    """The retry generations that are wholly committed; each was before the next one was planned."""
-    return list(takewhile(lambda window: not ledger.missing(window.shards), retries))
-
-
 def _state(
     output: OutputSettings, ledger: Ledger, windows: Sequence[Window], retries: Sequence[Window], *, complete: bool
 ) -> dict[str, Any]:
@@ -229,7 +230,7 @@ def _settle(run: RunFolder, target: Destination, fresh: bool) -> Manifest | None
         if fresh or publications.permitted(run, target, target.manifest_digest()):
             return None
         raise
-    if current is None and not target.occupied and (aside := publications.set_aside(run, target)) is not None:
+    if current is None and not target.occupied and (aside := publications.found_aside(run, target)) is not None:
         target.restore(aside)  # it may be the only copy of its answers
         current = target.read_manifest()
     if current is None and target.occupied:
@@ -261,12 +262,11 @@ def _drop_replaced(run: RunFolder, target: Destination, manifest: Manifest) -> N
         target.drop(gone - {file.name for file in manifest.files})
 
 
-def _verified(run: RunFolder, target: Destination, manifest: Manifest) -> Manifest:
-    # Beside a partial result may lie parts of the complete one, which is being sent.
-    wrong = problems_of_files(target, manifest, beside=publications.known_files(run) if target.content_named else ())
-    if wrong:
-        raise RunError(wrong[0])
-    return manifest
+def _stays(run: RunFolder, target: Destination, current: Manifest, retries: int, *, partial: bool) -> bool:
+    """Whether the result that is there is all that is asked for; `retries` are finished."""
+    if current.complete:
+        return partial or current.retries >= retries
+    return partial and not problems(run, target, current)
 
 
 def finish(run: RunFolder, output: OutputSettings, manifest: Manifest) -> None:
@@ -276,9 +276,4 @@ def finish(run: RunFolder, output: OutputSettings, manifest: Manifest) -> None:
     then it is this ledger's only copy of work that is to be published elsewhere. What cannot be deleted is a warning.
     The caller holds the locks.
     """
-    _finish(run, destination(output.path, run), manifest)
-
-
-def _finish(run: RunFolder, target: Destination, manifest: Manifest) -> None:
-    if publications.recorded(run, manifest):
-        delete_leftovers(run, target, manifest)
+    delete_leftovers(run, destination(output.path, run), manifest)

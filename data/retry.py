@@ -44,6 +44,20 @@ def load_retries(run: RunFolder) -> list[Window]:
     return retries
 
 
+def finished_retries(
+    retries: Sequence[Window], ledger: Ledger, base: tuple[Destination, Manifest] | None
+) -> Sequence[Window]:
+    """The generations before the first one that lacks a commit; those that the published result includes lack nothing.
+
+    Each was finished before the next one was planned, but a user who is told of damaged data deletes a commit.
+    """
+    included = base[1].retries if base is not None else 0
+    for number, window in enumerate(retries):
+        if number >= included and ledger.missing(window.shards):
+            return retries[:number]
+    return retries
+
+
 def plan_retry(
     run: RunFolder,
     dataset: Dataset,
@@ -53,7 +67,7 @@ def plan_retry(
     windows: Sequence[Window],
     base: tuple[Destination, Manifest] | None = None,
 ) -> Window | None:
-    """A window with the sequences that failed, its prompts written; an unfinished earlier one is gone on with.
+    """A window with the sequences that failed, its prompts written; the first unfinished one is gone on with.
 
     `base` is the published result of this ledger, if there is one (`publications.recorded`). None: no sequence has
     failed. InputError: the windows are not planned to the end. Publish afterwards, whatever was returned.
@@ -62,9 +76,9 @@ def plan_retry(
         raise InputError("the run is not planned to its end, so its errors cannot be retried; run it without the flag")
     ledger = Ledger(run)
     retries = load_retries(run)
-    if retries and ledger.missing(retries[-1].shards):
-        restore_prompts(run, dataset, prompter, identity_digest, retries[-1], ledger)
-        return retries[-1]
+    if unfinished := retries[len(finished_retries(retries, ledger, base)) :]:
+        restore_prompts(run, dataset, prompter, identity_digest, unfinished[0], ledger)
+        return unfinished[0]
     failed = failures(run, windows, retries, ledger, base)
     if not failed.num_rows:
         return None

@@ -247,6 +247,9 @@ class StoreTarget:
         except Refused as error:
             raise RunError(f"{self.manifest_name} was written by another run meanwhile; it stays as it is") from error
 
+    def sync_manifest(self) -> None:
+        """Nothing: what a store shows is durable."""
+
     def restore(self, place: Path, /) -> None:
         """Nothing: what is replaced in a bucket lies beside the new parts, and is never moved."""
 

@@ -190,6 +190,10 @@ class Target:
         content = manifest.to_bytes()
         write_file(self._run.tmp, self.manifest, lambda file: file.write(content), same=True, mode=0o666)
 
+    def sync_manifest(self) -> None:
+        """Make the name of the manifest durable: who wrote it may have died before that."""
+        sync_folder(self.manifest.parent)
+
     def place(self, new: Path) -> None:
         """Move an assembled result from its hidden name to the path, which must be free. RunError if it is not."""
         try:

@@ -62,8 +62,8 @@ class BytePrompter:
         return Encoded(ids, [min(len(row), 1) for row in ids] if self.scored else None, errors)
 
 
-def answer(prompts: ShardPrompts, fails: Callable[[str, int], bool]) -> pa.Table:
-    """The text in capitals, a digest of occurrence beside it; an error where `fails(text, occurrence)`."""
+def answer(prompts: ShardPrompts, fails: Callable[[str, int], bool], code: str = "nan_logits") -> pa.Table:
+    """The text in capitals, a digest of occurrence beside it; an error of this code where `fails(text, occurrence)`."""
     rows = []
     for slot, (ids, occurrence) in enumerate(zip(prompts.ids, prompts.occurrences, strict=True)):
         text = bytes(ids.astype(np.uint8)).decode()
@@ -73,7 +73,7 @@ def answer(prompts: ShardPrompts, fails: Callable[[str, int], bool]) -> pa.Table
                 "slot": slot,
                 "output": None if bad else f"{text.upper()}#{occurrence}",
                 "status": "error" if bad else "ok",
-                "code": "nan_logits" if bad else None,
+                "code": code if bad else None,
                 "message": "the logits are not numbers" if bad else None,
                 "finish_reason": None if bad else "stop",
                 "input_tokens": len(ids),
@@ -121,11 +121,13 @@ class Lab:
     def windows(self) -> list[Window]:
         return list(plan_windows(self.run, self.dataset, self.prompter, self.run.id, self.options))
 
-    def work(self, shards: Sequence[Shard], fails: Callable[[str, int], bool] = never) -> None:
+    def work(
+        self, shards: Sequence[Shard], fails: Callable[[str, int], bool] = never, code: str = "nan_logits"
+    ) -> None:
         """Compute and commit the shards that are not committed yet."""
         for shard in Ledger(self.run).missing(shards):
             number = record_attempt(self.run, shard.id, 0)
-            table = answer(read_prompts(self.run, shard.id), fails)
+            table = answer(read_prompts(self.run, shard.id), fails, code)
             commit_shard(self.run, shard, table, worker=0, attempt=number, seconds=0.5)
             self.computed.append(shard.id)
 

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -14,9 +15,16 @@ import pytest
 
 from data.audit import audit
 from data.errors import RunError
-from data.plan import load_windows
-from data.publish import OverBudget, finish, prepare_output, publish, published, verify_published
+from data.publish import (
+    OverBudget,
+    prepare_output,
+    publish,
+    published,
+    published_elsewhere,
+    verify_published,
+)
 from data.settings import OutputSettings
+from data.target import Target
 from tests.data.publishing import ROWS, expected, settings
 
 
@@ -44,69 +52,29 @@ def test_publishing_again_verifies_and_changes_nothing(done: Any) -> None:
     part = done.target / "part-00000.parquet"
     content = part.read_bytes()
     part.write_bytes(content[:100] + b"x" + content[101:])
-    with pytest.raises(RunError, match=r"part-00000\.parquet is damaged"):
+    with pytest.raises(RunError, match=r"part-00000\.parquet is damaged.* restore it from a copy.* --fresh"):
+        done.publish()
+    part.unlink()
+    with pytest.raises(RunError, match=r"part-00000\.parquet is missing.* restore it from a copy.* --fresh"):
         done.publish()
 
 
-def test_shard_data_goes_after_publication_plans_and_commits_stay(done: Any) -> None:
-    commits = set(os.listdir(done.run.commits))
+@pytest.mark.parametrize("name", ["out", "out.jsonl"])
+def test_a_result_that_is_found_survives_a_power_cut(done: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who wrote its manifest may have died before the folder of it was synced."""
+    done.output = settings(done, path=str(done.root / name))
     done.publish()
-    assert not os.listdir(done.run.shards)
-    assert not os.listdir(done.run.tmp)
-    assert set(os.listdir(done.run.commits)) == commits
-    assert len(load_windows(done.run)) == 6
-    assert sorted(os.listdir(done.root)) == ["in.parquet", "out", "run"]
+    names: set[Path] = set()
+    real = os.fsync
 
+    def watched(descriptor: int) -> None:
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        names.update(path.iterdir() if path.is_dir() else ())
+        real(descriptor)
 
-def test_what_a_crash_kept_from_being_deleted_goes_the_next_time(done: Any) -> None:
-    manifest = done.publish()
-    shard = next(iter(done.run.commits.glob("*.json"))).stem
-    leftovers = [
-        done.run.shards / f"{'0' * 64}.parquet",
-        done.run.prompts / f"{shard}.arrow",
-        done.run.tmp / "1-dead",
-        done.root / f".out.{done.run.id}.new-dead",
-    ]
-    for path in leftovers:
-        path.write_bytes(b"left")
-    finish(done.run, done.output, manifest)
-    assert [path.name for path in leftovers if path.exists()] == []
-
-
-def test_what_cannot_be_deleted_leaves_the_publication_as_it_is_and_goes_once_it_can(
-    done: Any, caplog: pytest.LogCaptureFixture
-) -> None:
-    stuck = done.run.shards / "a folder, which no unlink removes"
-    stuck.mkdir()
-    noted = done.run.publications / "replacing.json"
-    noted.mkdir()
-    manifest = done.publish()
-    assert audit(done.target).valid
-    assert verify_published(done.target) == manifest
-    assert [stuck.name in text or noted.name in text for text in caplog.messages] == [True, True]
-    stuck.rmdir()
-    noted.rmdir()
-    finish(done.run, done.output, manifest)
-    assert not os.listdir(done.run.shards)
-    assert len(caplog.messages) == 2
-
-
-def test_the_result_of_another_ledger_deletes_nothing_of_this_one(done: Any, new_lab: Any, tmp_path: Any) -> None:
-    """Both are of the same run; this one has committed a part of its work, for an output of its own."""
-    done.publish()
-    other = new_lab(tmp_path / "other", ROWS, output=done.output)
-    windows = other.windows()
-    other.work(windows[0].shards)
-    manifest = prepare_output(other.run, done.output)
-    assert manifest is not None
-    assert manifest.complete
-    finish(other.run, done.output, manifest)
-    assert other.publish() == manifest
-    assert len(list(other.run.shards.iterdir())) == len(windows[0].shards)
-    other.output = settings(other)
-    other.compute()
-    assert other.publish().complete
-    assert other.rows() == done.rows()
+    monkeypatch.setattr(os, "fsync", watched)
+    assert prepare_output(done.run, done.output) is not None
+    assert Target.at(done.target).manifest in names
 
 
 def test_over_budget_publishes_nothing_and_a_higher_budget_computes_nothing(lab: Callable[..., Any]) -> None:
@@ -250,3 +218,23 @@ def test_results_of_a_published_run_whose_output_is_gone_cannot_be_made_up(done:
     with pytest.raises(RunError, match=r"were published and deleted from .*--fresh"):
         done.publish()
     assert audit(done.root / "moved").valid
+
+
+@pytest.mark.parametrize("rows", [[], [{"id": 1, "text": ""}]], ids=["no rows", "error rows alone"])
+def test_a_run_without_shards_that_died_before_the_rename_is_gone_on_with(
+    lab: Callable[..., Any], rows: list[dict[str, Any]]
+) -> None:
+    made = lab(rows)
+    made.output = settings(made, error_budget=1)
+    made.compute()
+    manifest = made.publish()
+    target = Target.at(made.target, made.run)
+    target.manifest.unlink()
+    made.target.rename(target.hidden("new"))
+    assert prepare_output(made.run, made.output) is None
+    assert not published_elsewhere(made.run, made.output)
+    assert made.publish() == manifest
+    assert made.rows() == expected(rows)
+    made.output = settings(made, path=str(made.root / "another"), error_budget=1)
+    assert made.publish().files == manifest.files
+    assert sorted(os.listdir(made.root)) == ["another", "in.parquet", "out", "run"]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from data.audit import audit
-from data.errors import InputError
+from data.errors import InputError, RunError
 from data.ledger import Ledger
 from data.plan import load_windows
 from data.publish import OverBudget, prepare_output, published_base
@@ -86,6 +86,18 @@ def test_a_published_result_is_replaced_from_its_own_answers(failed: Any) -> Non
     assert not os.listdir(failed.run.shards)
 
 
+def test_a_file_of_a_user_beside_the_result_does_not_go_with_it(failed: Any) -> None:
+    failed.output = OutputSettings(path=str(failed.root / "out"), error_budget=1)
+    failed.publish()
+    (failed.target / ".notes").write_text("mine")
+    failed.work(retry(failed).shards)
+    with pytest.raises(InputError, match=r"no part of a result.* \.notes; move it away"):
+        failed.publish()
+    (failed.target / ".notes").unlink()
+    failed.publish()
+    assert outputs(failed) == COMPLETE
+
+
 @pytest.mark.parametrize("name", ["answers.jsonl", "answers.parquet"])
 def test_it_works_for_single_files(lab: Callable[..., Any], name: str) -> None:
     made = lab(ROWS)
@@ -96,6 +108,42 @@ def test_it_works_for_single_files(lab: Callable[..., Any], name: str) -> None:
     made.publish()
     assert [row["llm_output"] for row in made.rows()] == COMPLETE
     assert audit(made.target).valid
+
+
+@pytest.mark.parametrize("name", ["answers", "answers.jsonl"])
+def test_rows_that_fail_alike_again_are_published_once_more(lab: Callable[..., Any], name: str) -> None:
+    made = lab(ROWS)
+    made.output = OutputSettings(path=str(made.root / name), error_budget=1)
+    made.compute(fails)
+    first = made.publish()
+    for generation in (1, 2):
+        made.work(retry(made).shards, fails)
+        manifest = made.publish()
+        assert (manifest.retries, manifest.digest) == (generation, first.digest)
+        assert not os.listdir(made.run.shards)
+        before = made.target.stat().st_ino
+        assert (made.publish(), made.target.stat().st_ino) == (manifest, before)
+    made.work(retry(made).shards)
+    assert made.publish().retries == 3
+    assert outputs(made) == COMPLETE
+
+
+@pytest.mark.parametrize("name", ["answers", "answers.jsonl"])
+def test_a_result_of_equal_bytes_whose_process_died_gets_the_manifest_of_its_own(
+    lab: Callable[..., Any], name: str
+) -> None:
+    """The second result lies in place, its manifest not written yet."""
+    made = lab(ROWS)
+    made.output = OutputSettings(path=str(made.root / name), error_budget=1)
+    made.compute(fails)
+    made.publish()
+    made.work(retry(made).shards, fails)
+    manifest = made.publish()
+    Target.at(made.target, made.run).manifest.unlink()
+    assert prepare_output(made.run, made.output) == manifest
+    made.work(retry(made).shards)
+    made.publish()
+    assert outputs(made) == COMPLETE
 
 
 @pytest.mark.parametrize("name", ["answers", "answers.jsonl"])
@@ -127,6 +175,63 @@ def test_an_interrupted_retry_is_gone_on_with(failed: Any) -> None:
     assert again == window
     assert sorted(texts(failed, again)) == sorted(BAD)
     assert len(load_retries(failed.run)) == 1
+
+
+@pytest.fixture
+def retried_twice(failed: Any) -> Any:
+    """Two generations, of which the second left an error, and no result, since the budget has no room for it."""
+    failed.output = OutputSettings(path=str(failed.root / "out"), error_budget=0.03)
+    for _ in range(2):
+        failed.work(retry(failed).shards, lambda text, _: text == "text 12")
+        with pytest.raises(OverBudget):
+            failed.publish()
+    return failed
+
+
+def test_an_earlier_generation_whose_data_were_deleted_as_told_is_gone_on_with(retried_twice: Any) -> None:
+    run = retried_twice.run
+    (shard,) = load_retries(run)[0].shards
+    data = run.shards / f"{Ledger(run).commits()[shard.id].sha256}.parquet"
+    data.write_bytes(data.read_bytes()[:-1])
+    with pytest.raises(RunError, match=f"{data.name} is damaged.* delete it, and delete .*{shard.id}.json"):
+        retried_twice.publish()
+    data.unlink()
+    (run.commits / f"{shard.id}.json").unlink()
+    window = retry(retried_twice)
+    assert (window.name, sorted(texts(retried_twice, window))) == ("r00001", sorted(BAD))
+    retried_twice.work(window.shards)
+    with pytest.raises(OverBudget, match="nan_logits 5"):
+        retried_twice.publish()  # the latest answer to a row counts, which is an error still
+    window = retry(retried_twice)
+    assert (window.name, texts(retried_twice, window)) == ("r00003", ["text 12"])
+    retried_twice.work(window.shards)
+    assert retried_twice.publish().retries == 3
+    assert outputs(retried_twice) == COMPLETE
+
+
+def test_a_generation_that_is_published_is_not_computed_again_for_its_lost_record(retried_twice: Any) -> None:
+    retried_twice.output = OutputSettings(path=str(retried_twice.root / "out"), error_budget=0.1)
+    assert retried_twice.publish().retries == 2
+    (shard,) = load_retries(retried_twice.run)[0].shards
+    (retried_twice.run.commits / f"{shard.id}.json").unlink()
+    window = retry(retried_twice)
+    assert (window.name, texts(retried_twice, window)) == ("r00003", ["text 12"])
+    retried_twice.work(window.shards)
+    assert retried_twice.publish().retries == 3
+    assert outputs(retried_twice) == COMPLETE
+
+
+def test_an_error_that_changes_and_changes_back_is_published_each_time(failed: Any) -> None:
+    failed.output = OutputSettings(path=str(failed.root / "out"), error_budget=1)
+    failed.publish()
+    for generation, code in enumerate(("out_of_memory", "nan_logits", "nan_logits"), start=1):
+        failed.work(retry(failed).shards, fails, code)
+        manifest = failed.publish()
+        assert (manifest.retries, manifest.errors) == (generation, {"blank_prompt": 8, code: 15})
+        assert not os.listdir(failed.run.shards)
+    failed.work(retry(failed).shards)
+    failed.publish()
+    assert outputs(failed) == COMPLETE
 
 
 def test_a_retry_that_fails_again_keeps_the_error_and_counts_anew(failed: Any) -> None:
