@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from flows.exits import exit_status
-from flows.interrupts import take_signals
+from flows.interrupts import interrupted, take_signals
 from flows.options import Config, Fresh, Input, Limit, Model, Output, Retry, RunDir, Sets, given_settings
 from flows.session import load_flow, start_server
 
@@ -115,6 +115,8 @@ def _answer(job: Job, config: Path | None) -> RunReport:
             try:
                 report: RunReport = flow(config=str(config or ""), run_dir=str(job.run_path))
             except (PrefectException, HTTPError) as error:
+                if interrupted(error):
+                    raise KeyboardInterrupt from error
                 published = published_without_prefect(run, error)
                 if published is None:
                     raise

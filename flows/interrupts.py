@@ -18,6 +18,16 @@ def take_signals() -> None:
         signal.signal(signal.SIGHUP, _interrupt)
 
 
+def interrupted(error: BaseException) -> bool:
+    """Whether an error came while an interrupt was dealt with, as where Prefect cannot tell its server of it."""
+    from prefect.exceptions import TerminationSignal  # what SIGTERM raises while a flow runs
+
+    behind = error.__context__
+    while behind is not None and not isinstance(behind, (KeyboardInterrupt, TerminationSignal)):
+        behind = behind.__context__
+    return behind is not None
+
+
 def _interrupt(number: int, _frame: FrameType | None) -> None:
     if number == signal.SIGHUP:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)

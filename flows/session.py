@@ -23,6 +23,7 @@ def start_server(stack: ExitStack, home: Path) -> LocalServer | None:
     wrong is told once, by the report.
     """
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
+    os.environ.setdefault("PREFECT_LOGGING_INTERNAL_LEVEL", "CRITICAL")
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")  # nothing is reported from a run
     os.environ.setdefault("DO_NOT_TRACK", "1")
     from tasks.local_server import local_server
@@ -37,6 +38,8 @@ def load_flow(name: str, stack: ExitStack, server: LocalServer | None) -> Any:
     with without_collections():
         flow = getattr(import_module(f"flows.{name}"), name)
         from prefect.context import refresh_global_settings_context
+        from prefect.events.clients import PrefectEventsClient
+        from prefect.events.worker import EventsWorker
         from prefect.settings import (
             PREFECT_CLIENT_MAX_RETRIES,
             PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
@@ -51,9 +54,11 @@ def load_flow(name: str, stack: ExitStack, server: LocalServer | None) -> Any:
         os.environ["PREFECT_LOGGING_TO_API_ENABLED"] = "false"  # a server that ends with the run keeps no logs
         refresh_global_settings_context()
         # It would miss no heartbeat either, and a flow waits up to a second for the thread that sends them. And where
-        # it is gone it stays so: each request would be tried for a minute.
-        own = {PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None, PREFECT_CLIENT_MAX_RETRIES: 2}
+        # it is gone it stays so: each request would be tried for a minute, each event for seven seconds. Once more is
+        # enough: it may just have closed an idle connection.
+        own = {PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None, PREFECT_CLIENT_MAX_RETRIES: 1}
         stack.enter_context(temporary_settings(own))
+        EventsWorker.set_client_override(PrefectEventsClient, reconnection_attempts=1)
     return flow
 
 
