@@ -26,9 +26,13 @@ def start_server(stack: ExitStack, home: Path) -> LocalServer | None:
     os.environ.setdefault("PREFECT_LOGGING_INTERNAL_LEVEL", "CRITICAL")
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")  # nothing is reported from a run
     os.environ.setdefault("DO_NOT_TRACK", "1")
+    if os.environ.get("PREFECT_API_URL"):
+        return None
     from tasks.local_server import local_server
+    from tasks.proxies import pass_proxies_by
 
-    return None if os.environ.get("PREFECT_API_URL") else stack.enter_context(local_server(home))
+    pass_proxies_by()
+    return stack.enter_context(local_server(home))
 
 
 def load_flow(name: str, stack: ExitStack, server: LocalServer | None) -> Any:
