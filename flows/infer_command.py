@@ -107,7 +107,11 @@ def _answer(job: Job, config: Path | None) -> RunReport:
             OPENED.set(run)
             server = start_server(stack, run.folder.path / "prefect")
             run.planner.plan_ahead()  # before Prefect is imported: no worker is to wait for that
-            flow = load_flow("infer", stack, server)
+            try:
+                flow = load_flow("infer", stack, server)
+            except InputError:  # of Prefect's settings: exit status 2, though the workers were started meanwhile
+                run = None
+                raise
             from httpx import HTTPError
             from prefect.exceptions import PrefectException
 

@@ -36,10 +36,17 @@ def start_server(stack: ExitStack, home: Path) -> LocalServer | None:
 
 
 def load_flow(name: str, stack: ExitStack, server: LocalServer | None) -> Any:
-    """A flow of `flows`, on `server` or, where Prefect turns out to know another one, on that."""
+    """A flow of `flows`, on `server` or, where Prefect turns out to know another one, on that.
+
+    Raises:
+        InputError: a setting of Prefect is wrong.
+        RunError: the server that is configured cannot be used, or `server` did not start.
+    """
     from engine.importing import without_collections
+    from tasks.prefect_server import api_url, check_reachable
 
     with without_collections():
+        configured = api_url()
         flow = getattr(import_module(f"flows.{name}"), name)
         from prefect.context import refresh_global_settings_context
         from prefect.events.clients import PrefectEventsClient
@@ -47,12 +54,13 @@ def load_flow(name: str, stack: ExitStack, server: LocalServer | None) -> Any:
         from prefect.settings import (
             PREFECT_CLIENT_MAX_RETRIES,
             PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
-            get_current_settings,
             temporary_settings,
         )
 
-    if server is not None and get_current_settings().api.url is not None:
-        server.end()
+    if configured is not None:
+        if server is not None:
+            server.end()
+        check_reachable(configured)
     elif server is not None:
         os.environ["PREFECT_API_URL"] = server.wait()
         os.environ["PREFECT_LOGGING_TO_API_ENABLED"] = "false"  # a server that ends with the run keeps no logs

@@ -17,6 +17,8 @@ import pytest
 
 from tests.flows.conftest import messages, program, write_rows
 
+NOWHERE = "http://127.0.0.1:9/api"
+
 
 def server_of(driver: int) -> int | None:
     """The process id of a driver's Prefect server."""
@@ -88,3 +90,27 @@ def test_sigterm_is_obeyed_though_the_server_hangs(environment: dict[str, str], 
     assert "Traceback" not in err
     assert "interrupted" in out
     assert "To resume" in out
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "status"),
+    [
+        ("PREFECT_API_URL", NOWHERE, 1),
+        ("PREFECT_API_URL", "nonsense", 2),
+        ("PREFECT_SERVER_API_PORT", "abc", 2),
+    ],
+)
+def test_a_prefect_that_is_set_wrong_is_told_in_a_line_with_a_remedy(
+    environment: dict[str, str], config: Path, tmp_path: Path, name: str, value: str, status: int
+) -> None:
+    source = write_rows(tmp_path / "rows.jsonl", messages(3))
+    words = program("infer", "--input", source, "--output", "out.jsonl", "--config", config)
+    done = subprocess.run(
+        words, env={**environment, name: value}, cwd=tmp_path, text=True, capture_output=True, timeout=200
+    )
+    print(done.stdout, done.stderr)
+    assert done.returncode == status
+    said = (done.stderr if status == 2 else done.stdout).replace("\n", " ")
+    assert "Traceback" not in done.stdout + done.stderr
+    assert name in said
+    assert value in said
