@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from flows.exits import exit_status
+from flows.interrupts import meets_interrupt
 from flows.options import Config, Fresh, Input, Limit, Model, Output, Retry, RunDir, Sets, given_settings
 from flows.session import load_flow, start_server
 
@@ -107,7 +108,11 @@ def _answer(job: Job, config: Path | None) -> RunReport:
                 OPENED.set(run)
                 server = start_server(stack, run.folder.path / "prefect")
                 run.planner.plan_ahead()  # before Prefect is imported: no worker is to wait for that
-                flow = load_flow("infer", stack, server)
+                try:
+                    flow = load_flow("infer", stack, server)
+                except InputError:  # of Prefect's settings: exit status 2, though the workers were started meanwhile
+                    run = None
+                    raise
                 from httpx import HTTPError
                 from prefect.exceptions import PrefectException
 
@@ -115,6 +120,8 @@ def _answer(job: Job, config: Path | None) -> RunReport:
                 try:
                     report = flow(config=str(config or ""), run_dir=str(job.run_path))
                 except (PrefectException, HTTPError) as error:
+                    if meets_interrupt(error):
+                        raise KeyboardInterrupt from error
                     published = published_without_prefect(run, error)
                     if published is None:
                         raise

@@ -1,8 +1,10 @@
 """A Prefect server of the run's own, for when none is configured.
 
 Prefect's built-in temporary server outlives a driver that is killed. This one is a supervised child: it listens on a
-free loopback port, keeps its database in the run's folder, and ends with its parent. A migrated, empty database is kept
-in the user's cache, since the migrations are most of the first start.
+free loopback port, keeps its database in the run's folder, and ends with its parent. It says every second that it
+serves; one that falls silent is killed, for a request to a server that is gone fails at once, where one to a server
+that hangs would be waited for, and tried again, for minutes. A migrated, empty database is kept in the user's cache,
+since the migrations are most of the first start.
 """
 
 from __future__ import annotations
@@ -14,16 +16,20 @@ import shutil
 import socket
 import sqlite3
 import tempfile
+import threading
 from collections.abc import Iterator
 from multiprocessing.connection import wait
 from pathlib import Path
 
 from data.errors import RunError
-from engine.child import Mailbox
+from engine.child import BEAT, BEAT_SECONDS, Mailbox
 from engine.importing import without_collections
 from engine.supervisor import Child
 
 START_SECONDS = 120.0
+SILENT_BEATS = 15
+TICKS_PER_BEAT = 10  # uvicorn's ticks are a tenth of a second
+END_SECONDS = 10.0
 # Of the services only the one that records task runs: nothing here is scheduled, late, paused, automated or pooled.
 IDLE_SERVICES = (
     "SCHEDULER",
@@ -53,6 +59,7 @@ class LocalServer:
 
     def __init__(self, child: Child, database: Path, template: Path) -> None:
         self._child, self._database, self._template = child, database, template
+        self._watcher = threading.Thread(target=self._watch, daemon=True, name="local server")
 
     def wait(self) -> str:
         """The API's URL, once requests are answered. Raises RunError if that takes more than two minutes."""
@@ -63,11 +70,27 @@ class LocalServer:
         if not self._template.exists():
             with contextlib.suppress(OSError, sqlite3.Error):  # the next start then takes the seconds that it saves
                 _keep(self._database, self._template)
+        self._watcher.start()
         return f"http://127.0.0.1:{message['port']}/api"
 
     def end(self) -> None:
         """End the server; its database stays."""
+        self._child.kill()
+        if self._watcher.ident is not None:  # it reads from the connection that is closed next
+            self._watcher.join(END_SECONDS)
         self._child.end()
+
+    def _watch(self) -> None:
+        """Kill the server once it is silent; a pause of this process counts as one beat."""
+        silent = 0
+        while silent < SILENT_BEATS:
+            if not wait([self._child.connection], BEAT_SECONDS):
+                silent += 1
+            elif self._child.receive() is None:
+                return
+            else:
+                silent = 0
+        self._child.kill()
 
 
 @contextlib.contextmanager
@@ -106,6 +129,11 @@ def serve(mailbox: Mailbox) -> None:
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
             mailbox.send({"event": "listening", "port": port})
+
+        async def on_tick(self, counter: int) -> bool:
+            if counter % TICKS_PER_BEAT == 0:
+                mailbox.send({"event": BEAT})
+            return await super().on_tick(counter)
 
     # By its name, or asyncio does not know it for TCP and lets each answer wait 40 ms for the client's acknowledgement.
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
