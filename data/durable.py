@@ -15,6 +15,7 @@ import hashlib
 import os
 import secrets
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -44,7 +45,8 @@ def write_file(
             check(staged)
         return link_file(staged, target, same=same)
     finally:
-        staged.unlink(missing_ok=True)
+        with suppress(OSError):  # it changes nothing in what was done, and the next start sweeps the folder
+            staged.unlink(missing_ok=True)
 
 
 def stage(tmp: Path, write: Callable[[BinaryIO], object], *, mode: int = 0o600) -> Path:

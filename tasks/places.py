@@ -48,8 +48,8 @@ def locked_places(job: Job, *, dry: bool = False) -> Iterator[tuple[RunFolder, M
             finished = before if before and before.complete and not job.options.retry_errors else None
             if finished is None and published_elsewhere(folder, job.output):
                 raise InputError(
-                    f"run {folder.id} is published already, and not at {job.output_path}: copy that result, or compute"
-                    " it again with --fresh or in another --run-dir"
+                    f"run {folder.id} is published already, and its result is not at {job.output_path} now: copy "
+                    "it there, or compute it again with --fresh or in another --run-dir"
                 )
             if finished is not None and not dry:
                 finish(folder, job.output, finished)

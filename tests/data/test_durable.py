@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -120,6 +121,21 @@ def test_a_folder_that_a_killed_process_has_made_is_made_durable(tmp: Path, monk
     assert synced == [str(tmp / "a")]
     make_folder(tmp / "a" / "c" / "d")
     assert synced[1:] == [str(tmp), str(tmp / "a"), str(tmp / "a" / "c")]
+
+
+def test_a_temporary_file_that_cannot_be_deleted_changes_nothing(tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_args: object, **_options: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    assert write_file(tmp, tmp / "x", lambda file: file.write(b"x"))
+    with pytest.raises(RunError, match="not right"):
+        write_file(tmp, tmp / "y", lambda file: file.write(b"y"), check=_wrong)
+    assert not (tmp / "y").exists()
+
+
+def _wrong(_path: Path) -> None:
+    raise RunError("not right")
 
 
 def test_a_folder_in_one_that_cannot_be_written_is_used(tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
