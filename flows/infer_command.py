@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from flows.exits import exit_status
-from flows.interrupts import meets_interrupt
+from flows.interrupts import interrupt_behind
 from flows.options import Config, Fresh, Input, Limit, Model, Output, Retry, RunDir, Sets, given_settings
 from flows.session import load_flow, start_server
 
@@ -120,8 +120,8 @@ def _answer(job: Job, config: Path | None) -> RunReport:
                 try:
                     report = flow(config=str(config or ""), run_dir=str(job.run_path))
                 except (PrefectException, HTTPError) as error:
-                    if meets_interrupt(error):
-                        raise KeyboardInterrupt from error
+                    if (interrupt := interrupt_behind(error)) is not None:
+                        raise interrupt from error
                     published = published_without_prefect(run, error)
                     if published is None:
                         raise

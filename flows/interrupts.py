@@ -27,14 +27,14 @@ def interrupted() -> bool:
     return bool(_taken)
 
 
-def meets_interrupt(error: BaseException) -> bool:
-    """Whether an error came while an interrupt was dealt with, as where Prefect cannot tell its server of it."""
+def interrupt_behind(error: BaseException) -> KeyboardInterrupt | None:
+    """The interrupt that was dealt with when an error came, as where Prefect cannot tell its server of it."""
     from prefect.exceptions import TerminationSignal  # what SIGTERM raises while a flow runs
 
     behind = error.__context__
     while behind is not None and not isinstance(behind, (KeyboardInterrupt, TerminationSignal)):
         behind = behind.__context__
-    return behind is not None
+    return KeyboardInterrupt("by SIGTERM") if isinstance(behind, TerminationSignal) else behind
 
 
 def _interrupt(number: int, _frame: FrameType | None) -> None:

@@ -89,6 +89,7 @@ def test_sigterm_is_obeyed_though_the_server_hangs(environment: dict[str, str], 
     assert driver.returncode == 130
     assert "Traceback" not in err
     assert "interrupted" in out
+    assert "by SIGTERM" in err
     assert "To resume" in out
 
 
