@@ -27,7 +27,7 @@ from engine.importing import without_collections
 from engine.supervisor import Child
 
 START_SECONDS = 120.0
-SILENT_BEATS = 15
+SILENT_BEATS = 30
 TICKS_PER_BEAT = 10  # uvicorn's ticks are a tenth of a second
 END_SECONDS = 10.0
 # Of the services only the one that records task runs: nothing here is scheduled, late, paused, automated or pooled.

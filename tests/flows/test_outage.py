@@ -66,7 +66,7 @@ def test_a_result_is_published_and_reported_though_the_server_is_gone_or_hangs(
     environment: dict[str, str], config: Path, tmp_path: Path, when: Callable[[Path], object], number: int
 ) -> None:
     driver = without_server(environment, config, tmp_path, when, number)
-    out, err = driver.communicate(timeout=120)
+    out, err = driver.communicate(timeout=200)
     print(out, err)
     assert "EventsWorker" not in out + err, "what goes wrong is told once, by the report"
     assert (tmp_path / "out.jsonl").exists() == (driver.returncode == 0)
@@ -84,7 +84,7 @@ def test_a_result_is_published_and_reported_though_the_server_is_gone_or_hangs(
 def test_sigterm_is_obeyed_though_the_server_hangs(environment: dict[str, str], config: Path, tmp_path: Path) -> None:
     driver = without_server(environment, config, tmp_path, flow_runs, signal.SIGSTOP)
     driver.send_signal(signal.SIGTERM)
-    out, err = driver.communicate(timeout=90)
+    out, err = driver.communicate(timeout=200)
     print(out, err)
     assert driver.returncode == 130
     assert "Traceback" not in err
