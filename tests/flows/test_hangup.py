@@ -70,7 +70,9 @@ def test_a_signal_at_any_time_is_an_interrupt(number: int, how: str) -> None:
     wrapped = "try:\n    kill()\nexcept KeyboardInterrupt as error:\n    raise RunError('no serializer') from error\n"
     body = "kill()\n" if how.startswith("before") else "with exit_status():\n" + textwrap.indent(wrapped, "    ")
     script = (
-        "import os, sys, flows.cli\nfrom data.errors import RunError\nfrom flows.exits import exit_status\n"
+        "import os, signal, sys, flows.cli\nfrom data.errors import RunError\nfrom flows.exits import exit_status\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # this suite may run under nohup, or in a script's background
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"kill = lambda: os.kill(os.getpid(), {int(number)})\n"
         f"@flows.cli.app.command()\ndef work():\n{textwrap.indent(body, '    ')}"
         "sys.argv = ['overnight', 'work']\nflows.cli.main()\n"

@@ -112,6 +112,7 @@ def test_kills_of_child_and_driver_cost_no_layer_and_change_no_byte(
     written = (shards / "shard-00000.json").stat().st_mtime_ns
     with running(words, environment, tmp_path) as second:
         (child,) = wait_for(lambda: (shards / "shard-00001.json").exists() and quantizers(second.pid), second)
+        child.suspend()  # or it may be done before it is killed
         held = overnight("quantize", "--output", "small", "--set", "quantize.gate=false")
         assert held.returncode == 4
         assert re.search(r"quantize.output \S+/small is in use by process \d+", held.stderr)

@@ -114,6 +114,8 @@ def test_code_beside_a_known_architecture_is_not_run_either(
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(with_code.parent / "modules"))
     config = json.loads((MODEL / "config.json").read_text())
     (with_code / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModelForCausalLM": "own.Model"}}))
+    code = (with_code / "own.py").read_text()
+    (with_code / "own.py").write_text(code.replace("    config_class = Config\n", "    pass\n"))
     load_model(with_code, dtype=torch.float32, device=CPU)
     assert not marker.exists(), "the architecture's own class answers"
     load_model(with_code, dtype=torch.float32, device=CPU, trust_remote_code=True)
