@@ -58,7 +58,7 @@ def sniff(source: Source) -> tuple[Format, Compression]:
         if name.endswith(_PARQUET_NAMES):
             raise InputError(f"{source.path} is empty: not a Parquet file")
         if name.endswith(_COMPRESSED_NAMES):
-            raise InputError(f"{source.path} is empty: not compressed data, which is never; {REMEDY}")
+            raise InputError(f"{source.path} is empty, which compressed data never are; {REMEDY}")
         return "jsonl", None
     if head[:4] in (b"PAR1", b"PARE"):
         return "parquet", None
