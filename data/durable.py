@@ -59,7 +59,8 @@ def stage(tmp: Path, write: Callable[[BinaryIO], object], *, mode: int = 0o600) 
             file.flush()
             os.fsync(file.fileno())
     except BaseException:
-        path.unlink(missing_ok=True)
+        with suppress(OSError):  # the first error is the one to tell
+            path.unlink(missing_ok=True)
         raise
     return path
 

@@ -131,6 +131,8 @@ def test_a_temporary_file_that_cannot_be_deleted_changes_nothing(tmp: Path, monk
     assert write_file(tmp, tmp / "x", lambda file: file.write(b"x"))
     with pytest.raises(RunError, match="not right"):
         write_file(tmp, tmp / "y", lambda file: file.write(b"y"), check=_wrong)
+    with pytest.raises(RunError, match="not right"):
+        write_file(tmp, tmp / "y", lambda _file: _wrong(tmp))
     assert not (tmp / "y").exists()
 
 
